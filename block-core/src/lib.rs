@@ -1,0 +1,1 @@
+//! The block layer: disks, queues, cache modes, formats and protocols.

@@ -1,0 +1,1 @@
+//! An emulated NVMe PCI function and its vfio-user front door.

@@ -1,0 +1,1 @@
+//! A polling userspace NVMe driver.

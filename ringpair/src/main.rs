@@ -1,0 +1,2 @@
+//! The `ringpair` program.
+fn main() {}
