@@ -1,1 +1,17 @@
-//! The block layer: disks, queues, cache modes, formats and protocols.
+//! The block layer that both halves of ringpair share.
+//!
+//! A [`Disk`] is an open disk, shared by all threads; a [`Queue`] on it belongs to one thread, takes
+//! [`Request`]s and gives [`Completion`]s. The documentation of these traits *is* the contract: what any
+//! implementation must do with any offset, length and flag, and what a completed flush or FUA write promises.
+//!
+//! What this crate does not do: it has never heard of NVMe, and it starts no thread on the data path of its
+//! callers: whoever opens a queue polls it.
+//!
+//! Where to start reading: [`disk`] and [`queue`] for the contract..
+pub mod disk;
+pub mod queue;
+pub mod request;
+
+pub use disk::{Disk, DiskInfo, MemoryRegion, Unmapped};
+pub use queue::{Queue, Submission};
+pub use request::{Completion, Operation, Request, RequestError, RequestFlags, RequestResult, Segment};

@@ -1,0 +1,53 @@
+//! The queue half of the contract.
+
+use crate::request::{Completion, Request, RequestResult};
+use std::os::fd::BorrowedFd;
+
+/// What became of a submitted request.
+#[must_use = "a request that was not taken has to be submitted again, one that is done has no completion"]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Submission {
+    /// It has ended already, and no [`Completion`] will follow.
+    Done(RequestResult),
+    /// A [`Completion`] with its token will follow.
+    Pending,
+    /// The queue has no room and has not taken it: poll, then submit it again.
+    Full,
+}
+
+/// A queue on a disk, owned by one thread. Nothing in it locks or allocates per request.
+///
+/// # The contract
+///
+/// * Any offset and length is safe to pass, with any arithmetic overflow in it. A range that is not inside the
+///   disk ends with `EINVAL` and touches nothing; a length of 0 succeeds. Alignment is never required (see
+///   [`crate::DiskInfo::request_alignment`] for what is fast).
+/// * A write is all there, or its completion is an error.
+/// * Requests in flight at the same time may take effect in any order; where they overlap, each byte range of
+///   `request_alignment` holds one of them whole.
+/// * A flush covers exactly the writes that had completed before it was submitted.
+/// * A write or write-zeroes with FUA is durable at its completion, as far as the cache mode lets it
+///   (`cache=unsafe` does not).
+/// * Every request that was `Pending` completes exactly once. Dropping the queue waits for those that are left.
+pub trait Queue {
+    /// Takes a request. It may only be started by the next [`Queue::kick`].
+    ///
+    /// # Safety
+    ///
+    /// Each segment must point to memory that is valid for reads and writes, of its length, until the request
+    /// has completed or the queue has been dropped. The memory may be written by others at any time (a guest):
+    /// implementations must neither make references to it nor trust what they read twice.
+    unsafe fn submit(&mut self, request: Request<'_>) -> Submission;
+
+    /// Ends a batch: everything submitted so far gets under way, with one system call for all of it where one is
+    /// needed.
+    fn kick(&mut self);
+
+    /// Appends what has completed to `completions` and says how many that were. Never blocks, and makes no system
+    /// call unless there is something that only one can collect.
+    fn poll(&mut self, completions: &mut Vec<Completion>) -> usize;
+
+    /// A descriptor that becomes readable when [`Queue::poll`] would find something, to sleep on; polling to
+    /// emptiness makes it unreadable again. `None`: this queue never has a request pending.
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>>;
+}
