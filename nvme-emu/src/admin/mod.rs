@@ -1,0 +1,1 @@
+//! The admin commands, as the control thread runs them.

@@ -1,0 +1,1 @@
+//! Guest memory: hostile, shared, and reached only through here.
