@@ -7,11 +7,20 @@
 //! What this crate does not do: it has never heard of NVMe, and it starts no thread on the data path of its
 //! callers: whoever opens a queue polls it.
 //!
-//! Where to start reading: [`disk`] and [`queue`] for the contract..
+//! Where to start reading: [`disk`] and [`queue`] for the contract, [`spec`] for how disks are named, [`null`] for the
+//! smallest implementation.
+
 pub mod disk;
+pub mod mem;
+pub mod null;
 pub mod queue;
+pub mod registry;
 pub mod request;
+mod segments;
+pub mod spec;
 
 pub use disk::{Disk, DiskInfo, MemoryRegion, Unmapped};
 pub use queue::{Queue, Submission};
+pub use registry::{OpenError, Registry};
 pub use request::{Completion, Operation, Request, RequestError, RequestFlags, RequestResult, Segment};
+pub use spec::{DiskSpec, SpecError};

@@ -75,6 +75,46 @@ pub struct Request<'a> {
     pub token: u64,
 }
 
+impl Request<'_> {
+    /// What every implementation finds out first: whether the request ends without touching the disk, because it is
+    /// malformed, outside the disk, a write to a read-only disk, or has nothing to do.
+    ///
+    /// `None` is a request to carry out: a flush, or a range of more than 0 bytes inside the disk whose segments, for
+    /// a read or a write, add up to it.
+    #[inline]
+    pub fn settled(&self, capacity: u64, read_only: bool) -> Option<RequestResult> {
+        if self.operation == Operation::Flush {
+            return None;
+        }
+        if matches!(self.operation, Operation::Read | Operation::Write)
+            && self.segments_len() != Some(self.len)
+        {
+            return Some(self.fail(libc::EINVAL));
+        }
+        if read_only && self.operation != Operation::Read {
+            return Some(self.fail(libc::EROFS));
+        }
+        if self.len == 0 {
+            return Some(Ok(()));
+        }
+        match self.offset.checked_add(self.len) {
+            Some(end) if end <= capacity => None,
+            _ => Some(self.fail(libc::EINVAL)),
+        }
+    }
+
+    /// The failure of this request with an errno.
+    #[inline]
+    pub fn fail(&self, errno: i32) -> RequestResult {
+        Err(RequestError { errno, offset: self.offset, len: self.len })
+    }
+
+    #[inline]
+    fn segments_len(&self) -> Option<u64> {
+        self.segments.iter().try_fold(0u64, |sum, segment| sum.checked_add(segment.len as u64))
+    }
+}
+
 /// How a request failed: errno and the range that it was about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestError {
