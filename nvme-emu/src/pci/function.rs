@@ -81,12 +81,11 @@ pub type Answer = Box<dyn FnOnce(Result<(), i32>) + Send>;
 #[derive(Clone)]
 pub struct PciFunction {}
 
-/// Size of the configuration space in bytes (PCI Express).
-pub const CONFIG_SPACE_SIZE: usize = 4096;
-
 /// The doorbells as memory that a client may map into itself.
 pub struct DoorbellPage<'a> {
-    /// The memory, as a file whose offset 0 is BAR0's `bar_offset`.
+    /// The memory, as a file laid out as BAR0 is: the doorbells begin at offset `bar_offset` of the file too, since
+    /// clients map an area at its offset in the region. Sealed against shrinking (`F_SEAL_SHRINK`): a client
+    /// could cut it short under the reactors otherwise.
     pub fd: BorrowedFd<'a>,
     /// Where the doorbells begin in BAR0 (1000h).
     pub bar_offset: u64,
