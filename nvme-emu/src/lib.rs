@@ -13,7 +13,7 @@
 //!
 //! * [`pci`]: the function as its outside sees it; everything a front door needs.
 //! * [`vfio_user`]: the front door for other processes: a non-blocking server, run by a reactor.
-//! * [`subsystem`]: namespaces, each a disk, and their identity; controllers attach them.
+//! * [`namespace`], [`subsystem`]: namespaces, each a disk, and their identity; controllers attach them.
 //! * `controller`: what the control thread knows and does: registers, enable, reset, queues coming and going.
 //! * [`admin`]: the admin commands: Identify, log pages, features, asynchronous events.
 //! * [`memory`]: guest memory: the only way to reach it.
@@ -28,6 +28,7 @@
 
 pub mod admin;
 pub mod memory;
+pub mod namespace;
 pub mod pci;
 pub mod reactor;
 pub mod subsystem;
