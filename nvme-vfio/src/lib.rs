@@ -1,1 +1,5 @@
 //! A polling userspace NVMe driver.
+
+pub mod transport;
+
+pub use transport::Transport;
