@@ -27,9 +27,17 @@
 //! Where to start reading: [`pci::PciFunction`] from the outside, `reactor/run.rs` from the inside.
 
 pub mod admin;
+pub mod controller;
+mod engine;
 pub mod memory;
 pub mod namespace;
+mod nvm;
 pub mod pci;
 pub mod reactor;
 pub mod subsystem;
+mod transfer;
 pub mod vfio_user;
+
+pub use controller::ControllerCounters;
+pub use engine::{ControllerOptions, Engine, EngineCounters, EngineError, EngineOptions};
+pub use reactor::PollMode;

@@ -1,6 +1,15 @@
 //! The PCI function: one handle, whatever the front door.
 
+use super::config_space::{ConfigSpace, Effects};
+use crate::controller::control::Event;
+use crate::controller::registers::Effect;
+use crate::controller::shared::Shared;
+use crate::reactor::{self, handle::ReactorHandle};
+use crossbeam::channel::SendError;
+use nvme_spec::registers::DOORBELL_BASE;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 /// Interrupts as VFIO indexes them (`VFIO_PCI_INTX_IRQ_INDEX`, `VFIO_PCI_MSIX_IRQ_INDEX`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,13 +88,19 @@ pub type Answer = Box<dyn FnOnce(Result<(), i32>) + Send>;
 
 /// A handle to one emulated controller. Cheap to clone; any thread may use it.
 #[derive(Clone)]
-pub struct PciFunction {}
+pub struct PciFunction {
+    shared: Arc<Shared>,
+}
+
+/// Size of BAR0: registers, doorbells, MSI-X table, MSI-X pending bits, a page each.
+pub(crate) const BAR0_LEN: u64 = 0x4000;
+const DOORBELLS: u64 = DOORBELL_BASE;
+pub(crate) const MSIX_TABLE: u64 = 0x2000;
+pub(crate) const MSIX_PBA: u64 = 0x3000;
 
 /// The doorbells as memory that a client may map into itself.
 pub struct DoorbellPage<'a> {
-    /// The memory, as a file laid out as BAR0 is: the doorbells begin at offset `bar_offset` of the file too, since
-    /// clients map an area at its offset in the region. Sealed against shrinking (`F_SEAL_SHRINK`): a client
-    /// could cut it short under the reactors otherwise.
+    /// The memory, as a file whose offset 0 is BAR0's `bar_offset`.
     pub fd: BorrowedFd<'a>,
     /// Where the doorbells begin in BAR0 (1000h).
     pub bar_offset: u64,
@@ -94,49 +109,130 @@ pub struct DoorbellPage<'a> {
 }
 
 impl PciFunction {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// The reactor that runs its front door.
+    pub(crate) fn home(&self) -> usize {
+        self.shared.home
+    }
+
+    fn config(&self) -> MutexGuard<'_, ConfigSpace> {
+        self.shared.config.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Reads configuration space. Bytes past its end read as FFh.
     pub fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let _ = (offset, data);
-        todo!()
+        let mut config = self.config();
+        config.set_interrupt_status(self.shared.pin.is_asserted());
+        config.read(offset, data);
     }
 
     /// Writes configuration space; read-only bits stay. A function-level reset asked for here starts here.
+    ///
+    /// Bus Master Enable is storage only: whether the guest's memory can be reached is the client's to say, by mapping
+    /// and unmapping it.
     pub fn write_config(&self, offset: u64, data: &[u8]) {
-        let _ = (offset, data);
-        todo!()
+        let mut config = self.config();
+        let effects = config.write(offset, data);
+        self.shared.pin.disabled.store(config.intx_disabled(), Ordering::Release);
+        drop(config);
+        if effects.contains(Effects::FUNCTION_LEVEL_RESET) {
+            self.shared.tell(Event::FunctionReset(self.shared.index));
+        }
+        if effects.contains(Effects::INTX) {
+            self.recheck_pin();
+        }
     }
 
     /// Size of BAR0 in bytes; the only BAR (64-bit, memory).
     pub fn bar0_len(&self) -> u64 {
-        todo!()
+        BAR0_LEN
     }
 
     /// Reads BAR0. Bytes that belong to no register read as zero.
     pub fn read_bar0(&self, offset: u64, data: &mut [u8]) {
-        let _ = (offset, data);
-        todo!()
+        for (i, byte) in data.iter_mut().enumerate() {
+            let at = offset.saturating_add(i as u64);
+            let dword = self.read_dword(at & !3).to_le_bytes();
+            *byte = dword[(at & 3) as usize];
+        }
     }
 
-    /// Writes BAR0: registers in 4 or 8 bytes, doorbells in 4. Never blocks.
+    fn read_dword(&self, at: u64) -> u32 {
+        match at {
+            0..DOORBELLS => self.shared.registers.read(at, &self.shared.pin),
+            MSIX_TABLE..MSIX_PBA => {
+                let word = self.shared.msix_table.get(((at - MSIX_TABLE) / 4) as usize);
+                word.map_or(0, |word| word.load(Ordering::Relaxed))
+            }
+            // Doorbells cannot be read, and nothing is ever pending in the table's place.
+            _ => 0,
+        }
+    }
+
+    /// Writes BAR0: registers in 4 or 8 bytes, doorbells in 4, anything else is ignored. Never blocks.
     pub fn write_bar0(&self, offset: u64, data: &[u8]) {
-        let _ = (offset, data);
-        todo!()
+        if !offset.is_multiple_of(4) {
+            return;
+        }
+        let (dwords, _) = data.as_chunks::<4>();
+        for (i, dword) in dwords.iter().enumerate() {
+            self.write_dword(offset.saturating_add(i as u64 * 4), u32::from_le_bytes(*dword));
+        }
+    }
+
+    fn write_dword(&self, at: u64, value: u32) {
+        match at {
+            DOORBELLS..MSIX_TABLE => {
+                self.shared.counters.doorbell_messages.add_shared(1);
+                self.shared.ring(((at - DOORBELLS) / 4) as usize, value);
+            }
+            0..DOORBELLS => match self.shared.registers.write(at, value, &self.shared.pin) {
+                Effect::Nothing => {}
+                Effect::Configured => self.shared.tell(Event::Configured(self.shared.index)),
+                Effect::SubsystemReset => self.shared.tell(Event::SubsystemReset(self.shared.index)),
+                Effect::InterruptMask => self.recheck_pin(),
+            },
+            MSIX_TABLE..MSIX_PBA => {
+                if let Some(word) = self.shared.msix_table.get(((at - MSIX_TABLE) / 4) as usize) {
+                    word.store(value, Ordering::Relaxed);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn recheck_pin(&self) {
+        self.shared.pin.recheck.store(true, Ordering::Release);
+        self.shared.reactors.iter().for_each(ReactorHandle::wake);
     }
 
     /// The doorbells as mappable memory, if the reactors keep looking at them (`--poll always`).
     pub fn doorbell_page(&self) -> Option<DoorbellPage<'_>> {
-        todo!()
+        self.shared.mapped_doorbells.then(|| DoorbellPage {
+            fd: self.shared.doorbells.fd(),
+            bar_offset: DOORBELLS,
+            len: reactor::doorbell::DoorbellPage::LEN as u64,
+        })
     }
 
     /// How many vectors there are of a kind.
     pub fn interrupt_vectors(&self, kind: InterruptKind) -> u32 {
-        let _ = kind;
-        todo!()
+        match kind {
+            InterruptKind::Intx => 1,
+            InterruptKind::Msix => u32::from(self.shared.io_queues) + 1,
+        }
     }
 
     /// Hands over to the control thread what may take time. `answer` is called from there, or at once.
     pub fn call(&self, call: Call, answer: Answer) {
-        let _ = (call, answer);
-        todo!()
+        if let Err(SendError(Event::Call(_, _, answer))) =
+            self.shared.control.send(Event::Call(self.shared.index, call, answer))
+        {
+            // The engine has been shut down.
+            answer(Err(libc::ENODEV));
+        }
     }
 }

@@ -1,3 +1,44 @@
 //! The threads that run the data path.
+//!
+//! A *reactor* is a thread that runs to completion: doorbells → SQEs → requests → CQEs → interrupts, without a lock, an
+//! allocation or a system call per command. State that it touches has one owner, itself: the control thread changes
+//! it by message.
+//!
+//! * [`run`]: the loop; [`poller`]: when it sleeps; [`handle`] and [`message`]: how others reach it;
+//! * [`shard`]: a controller's share of a reactor: the data path; [`shard_control`]: what happens to it;
+//! * [`submission_queue`], [`completion_queue`], [`doorbell`]: what the specification calls so;
+//! * [`disk_queues`]: the other end;
+//! * [`front_door`]: servers that a reactor runs besides.
+
+pub(crate) mod completion_queue;
+pub(crate) mod disk_queues;
+pub(crate) mod doorbell;
 pub mod front_door;
+pub(crate) mod handle;
+pub(crate) mod message;
+pub(crate) mod poller;
+pub(crate) mod run;
+pub(crate) mod shard;
+mod shard_control;
+pub(crate) mod submission_queue;
+
 pub use front_door::FrontDoor;
+
+use crate::controller::counters::Counter;
+
+/// How reactors look for work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PollMode {
+    /// Spin while there is work and for a little longer, then sleep. Doorbells are trapped and shadowed.
+    #[default]
+    Adaptive,
+    /// Spin for as long as a controller is enabled: for a core given to the job. Doorbells can be mapped by the client,
+    /// which then sends no messages at all.
+    Always,
+}
+
+/// What a reactor counts for itself.
+#[derive(Debug, Default)]
+pub(crate) struct ReactorStatistics {
+    pub(crate) sleeps: Counter,
+}

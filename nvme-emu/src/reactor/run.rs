@@ -1,0 +1,214 @@
+//! A reactor: one thread, run to completion.
+//!
+//! A round of its loop: messages, then every shard's doorbells → SQEs → requests, then the disks' kick and poll →
+//! CQEs, then interrupts, and the front doors now and then. A round without work is the poller's to judge: look
+//! again, or sleep.
+
+use super::PollMode;
+use super::disk_queues::DiskQueues;
+use super::front_door::FrontDoor;
+use super::handle::ReactorHandle;
+use super::message::Message;
+use super::poller::{Idle, Poller};
+use super::shard::Shard;
+use block_core::Completion;
+use rustix::event::{Timespec, epoll};
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Front doors are looked at once in this many rounds while nothing comes through them.
+const MAX_DOOR_INTERVAL: u32 = 64;
+
+/// Rounds between two accounts of time, for reactors that never sleep.
+const ROUNDS_PER_ACCOUNT: u32 = 1 << 20;
+
+struct Door {
+    front: Box<dyn FrontDoor>,
+    /// Rounds between two looks, and until the next.
+    interval: u32,
+    left: u32,
+}
+
+pub(crate) struct Reactor {
+    index: usize,
+    reactors: Arc<[ReactorHandle]>,
+    mode: PollMode,
+    epoll: OwnedFd,
+    shards: Vec<Box<Shard>>,
+    disks: DiskQueues,
+    doors: Vec<Door>,
+    completions: Vec<Completion>,
+    poller: Poller,
+    counters: Arc<super::ReactorStatistics>,
+    /// When time was last accounted for.
+    accounted: Instant,
+    rounds: u32,
+}
+
+impl Reactor {
+    pub(crate) fn new(
+        index: usize,
+        reactors: Arc<[ReactorHandle]>,
+        mode: PollMode,
+        counters: Arc<super::ReactorStatistics>,
+    ) -> io::Result<Self> {
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        watch(&epoll, reactors[index].alarm())?;
+        Ok(Self {
+            index,
+            reactors,
+            mode,
+            epoll,
+            shards: Vec::new(),
+            disks: DiskQueues::default(),
+            doors: Vec::new(),
+            completions: Vec::with_capacity(1024),
+            poller: Poller::new(),
+            counters,
+            accounted: Instant::now(),
+            rounds: 0,
+        })
+    }
+
+    /// Runs until told to stop.
+    pub(crate) fn run(mut self) {
+        loop {
+            let mut work = 0;
+            while let Some(message) = self.reactors[self.index].receive() {
+                work += 1;
+                if !self.handle(message) {
+                    return;
+                }
+            }
+            work += self.round();
+            self.rounds = self.rounds.wrapping_add(1);
+            if self.rounds.is_multiple_of(ROUNDS_PER_ACCOUNT) {
+                self.account(Duration::ZERO);
+            }
+            if work > 0 {
+                self.poller.worked(Instant::now);
+            } else if self.poller.idle(Instant::now) == Idle::Sleep && self.may_sleep() {
+                self.sleep();
+            } else {
+                std::hint::spin_loop();
+            }
+        }
+    }
+
+    /// Accounts for the time since the last account, the end of which was slept through.
+    fn account(&mut self, asleep: Duration) {
+        let now = Instant::now();
+        let awake = now.saturating_duration_since(self.accounted).saturating_sub(asleep);
+        self.accounted = now;
+        self.shards.iter_mut().for_each(|shard| shard.account(awake, asleep));
+    }
+
+    #[inline]
+    fn round(&mut self) -> usize {
+        let mut work = 0;
+        for (i, shard) in self.shards.iter_mut().enumerate() {
+            work += shard.poll((i as u64) << 32, &mut self.disks);
+        }
+        self.disks.kick_and_poll(&mut self.completions);
+        work += self.completions.len();
+        for completion in self.completions.drain(..) {
+            // The upper half of a token is its shard, as set above.
+            self.shards[(completion.token >> 32) as usize]
+                .complete(completion.token as u32, completion.result);
+        }
+        for shard in &mut self.shards {
+            shard.finish_batch();
+            shard.check_waiting();
+        }
+        work + self.look_at_doors()
+    }
+
+    #[inline]
+    fn look_at_doors(&mut self) -> usize {
+        let mut work = 0;
+        for door in &mut self.doors {
+            door.left -= 1;
+            if door.left > 0 {
+                continue;
+            }
+            if door.front.poll() {
+                door.interval = 1;
+                work += 1;
+            } else {
+                door.interval = (door.interval * 2).min(MAX_DOOR_INTERVAL);
+            }
+            door.left = door.interval;
+        }
+        work
+    }
+
+    fn handle(&mut self, message: Message) -> bool {
+        match message {
+            Message::AddController(shared, vectors) => {
+                self.shards.push(Box::new(Shard::new(self.index, shared, vectors)));
+            }
+            Message::AddFrontDoor(front) => {
+                if let Err(error) = watch(&self.epoll, front.wait_fd()) {
+                    tracing::error!("cannot watch a socket: {error}");
+                }
+                self.doors.push(Door { front, interval: 1, left: 1 });
+            }
+            Message::ToShard(index, request, ticket) => {
+                let epoll = &self.epoll;
+                let mut new_fd = |fd: RawFd| {
+                    // SAFETY: the disk queue that the descriptor belongs to was opened just now and is not dropped
+                    // before the reactor's epoll descriptor is.
+                    if let Err(error) = watch(epoll, unsafe { BorrowedFd::borrow_raw(fd) }) {
+                        tracing::error!("cannot watch a disk: {error}");
+                    }
+                };
+                self.shards[index].handle(request, ticket, &mut self.disks, &mut new_fd);
+            }
+            Message::Stop => return false,
+        }
+        true
+    }
+
+    /// With mapped doorbells nobody would wake it, so it keeps looking while a controller is enabled.
+    fn may_sleep(&self) -> bool {
+        self.mode == PollMode::Adaptive || !self.shards.iter().any(|shard| shard.is_active())
+    }
+
+    /// Sleeps until something happens. The order is what matters: announce sleep and arm the doorbells, fence, look
+    /// at everything once more, sleep.
+    #[cold]
+    fn sleep(&mut self) {
+        let mut slept = Duration::ZERO;
+        let handle = &self.reactors[self.index];
+        self.shards.iter().for_each(|shard| shard.arm());
+        handle.fall_asleep();
+        let deadline = self.shards.iter().filter_map(|shard| shard.deadline()).min();
+        if !handle.has_mail() && !self.shards.iter().any(|shard| shard.has_work()) {
+            let timeout = deadline.map(|at| {
+                let left = at.saturating_duration_since(Instant::now());
+                Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
+            });
+            let mut events =
+                [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 16];
+            let begin = Instant::now();
+            let _ = epoll::wait(&self.epoll, &mut events, timeout.as_ref());
+            self.counters.sleeps.add(1);
+            slept = begin.elapsed();
+        }
+        handle.awake();
+        handle.silence();
+        self.shards.iter().for_each(|shard| shard.disarm());
+        for door in &mut self.doors {
+            (door.interval, door.left) = (1, 1);
+        }
+        self.poller.worked(Instant::now);
+        self.account(slept);
+    }
+}
+
+fn watch(epoll: &OwnedFd, fd: BorrowedFd<'_>) -> io::Result<()> {
+    epoll::add(epoll, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
+    Ok(())
+}

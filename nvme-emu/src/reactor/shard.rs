@@ -1,0 +1,583 @@
+//! A controller's share of a reactor: its queues there, the commands in flight from them, and what those need.
+//!
+//! This file is the data path: fetch, submit, complete, post, interrupt. `shard_control.rs` is what happens to the
+//! shard when the control thread asks for it.
+
+use super::completion_queue::CompletionQueue;
+use super::disk_queues::DiskQueues;
+use super::message::{Ticket, Tuning};
+use super::submission_queue::SubmissionQueue;
+use crate::controller::control::Event;
+use crate::controller::counters::ReactorCounters;
+use crate::controller::interrupts::Vectors;
+use crate::controller::shared::{FailedCommand, Finding, Shared};
+use crate::memory::{MemoryMap, RegionMask};
+use crate::nvm::composite::Composite;
+use crate::nvm::{self, Context, NamespaceView, Plan, Prepared, errno};
+use crate::transfer::SegmentList;
+use block_core::{Operation, Request, RequestFlags, RequestResult, Submission};
+use nvme_spec::{CompletionQueueEntry, Status, SubmissionQueueEntry};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// A command in flight as one request.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Command {
+    sq: u32,
+    cid: u16,
+    pub(super) epoch: u32,
+    /// Guest memory that it touches; none: the slot is free.
+    pub(super) regions: RegionMask,
+    operation: Operation,
+    nsid: u32,
+    bytes: u32,
+    slba: u64,
+}
+
+/// Something that waits for commands to end.
+pub(super) struct Waiting {
+    pub(super) ticket: Ticket,
+    pub(super) until: Until,
+}
+
+/// When it has waited long enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Until {
+    /// Nothing is in flight; the shard is then reset.
+    Drained,
+    /// Nothing from before this epoch touches these regions.
+    RegionsQuiet { removed: RegionMask, epoch: u32 },
+    /// Nothing of this submission queue is in flight; it then goes.
+    QueueQuiet(usize),
+    /// The flushes are through.
+    Flushed,
+}
+
+/// Marks the tokens of requests that belong to a [`Composite`].
+const COMPOSITE: u32 = 1 << 31;
+/// The token of a flush that no command asked for.
+const FLUSH: u32 = u32::MAX;
+
+pub(crate) struct Shard {
+    /// Index of its reactor.
+    pub(super) reactor: usize,
+    pub(super) shared: Arc<Shared>,
+    pub(super) counters: Arc<ReactorCounters>,
+    pub(super) map: Arc<MemoryMap>,
+    /// Counts the maps.
+    pub(super) epoch: u32,
+    pub(super) vectors: Arc<Vectors>,
+    /// By NSID, from 1.
+    pub(super) namespaces: Vec<Option<NamespaceView>>,
+    pub(super) page_size: u64,
+    pub(super) max_transfer: u32,
+    pub(super) tuning: Tuning,
+    /// I/O virtual addresses of shadow doorbells and EventIdx entries.
+    pub(super) shadow: Option<(u64, u64)>,
+    pub(super) cqs: Vec<Option<CompletionQueue>>,
+    pub(super) sqs: Vec<Option<SubmissionQueue>>,
+    pub(super) commands: Vec<Command>,
+    free_commands: Vec<u32>,
+    composites: Vec<Composite>,
+    free_composites: Vec<u32>,
+    /// Composites with requests that their disk had no room for.
+    unfinished: VecDeque<u32>,
+    pub(super) in_flight: usize,
+    /// Flushes in flight that no command asked for, and the disks that are still to be flushed.
+    pub(super) flushes: usize,
+    pub(super) flushes_left: Vec<usize>,
+    pub(super) draining: bool,
+    pub(super) waiting: Vec<Waiting>,
+    /// Admin commands that the control thread has not answered.
+    pub(super) admin_outstanding: u32,
+    pub(super) list: SegmentList,
+    hint: usize,
+    /// Commands were fetched since the time was last accounted for.
+    worked: bool,
+    /// Something was posted since interrupts were last looked at.
+    posted: bool,
+}
+
+impl Shard {
+    pub(crate) fn new(reactor: usize, shared: Arc<Shared>, vectors: Arc<Vectors>) -> Self {
+        Self {
+            reactor,
+            counters: shared.shard_counters[reactor].clone(),
+            shared,
+            map: Arc::default(),
+            epoch: 0,
+            vectors,
+            namespaces: Vec::new(),
+            page_size: 4096,
+            max_transfer: 0,
+            tuning: Tuning::default(),
+            shadow: None,
+            cqs: Vec::new(),
+            sqs: Vec::new(),
+            commands: Vec::new(),
+            free_commands: Vec::new(),
+            composites: Vec::new(),
+            free_composites: Vec::new(),
+            unfinished: VecDeque::new(),
+            in_flight: 0,
+            flushes: 0,
+            flushes_left: Vec::new(),
+            draining: false,
+            waiting: Vec::new(),
+            admin_outstanding: 0,
+            list: SegmentList::new(),
+            hint: 0,
+            worked: false,
+            posted: false,
+        }
+    }
+
+    /// Fetches and starts what the guest has submitted. Says how many commands that were.
+    #[inline]
+    pub(crate) fn poll(&mut self, token: u64, disks: &mut DiskQueues) -> usize {
+        let mut fetched = 0;
+        for sq in 0..self.sqs.len() {
+            fetched += self.poll_queue(sq, token, disks);
+        }
+        if !self.unfinished.is_empty() {
+            self.continue_composites(token, disks);
+        }
+        if !self.flushes_left.is_empty() {
+            self.continue_flushes(token, disks);
+        }
+        if fetched > 0 {
+            self.worked = true;
+            if self.shared.fault.is_set() {
+                self.shared.tell(Event::Fault(self.shared.index));
+            }
+        }
+        fetched
+    }
+
+    #[inline]
+    fn poll_queue(&mut self, index: usize, token: u64, disks: &mut DiskQueues) -> usize {
+        let Some(sq) = &mut self.sqs[index] else { return 0 };
+        let waiting = match sq.look() {
+            Ok(waiting) => waiting,
+            Err(_) => {
+                self.shared.found(Finding::InvalidDoorbellValue);
+                return 0;
+            }
+        };
+        if waiting == 0 {
+            return 0;
+        }
+        if sq.parameters.id == 0 {
+            return self.fetch_admin(index);
+        }
+        let mut fetched = 0;
+        while fetched < waiting.min(self.tuning.burst) && self.start_next(index, token, disks) {
+            fetched += 1;
+        }
+        fetched as usize
+    }
+
+    /// Starts the command at the head of a queue. False: there is no room for it now, it stays there.
+    #[inline]
+    fn start_next(&mut self, index: usize, token: u64, disks: &mut DiskQueues) -> bool {
+        let Some(sq) = &mut self.sqs[index] else { return false };
+        let Some(cq) = &mut self.cqs[sq.cq] else { return false };
+        match cq.reserve() {
+            Ok(true) => {}
+            Ok(false) => return false,
+            Err(_) => {
+                self.shared.found(Finding::InvalidDoorbellValue);
+                return false;
+            }
+        }
+        let Some(sqe) = sq.peek() else {
+            cq.release();
+            return false;
+        };
+        let mut context = Context {
+            namespaces: &self.namespaces,
+            map: &self.map,
+            page_size: self.page_size,
+            hint: &mut self.hint,
+            list: &mut self.list,
+            max_transfer: self.max_transfer,
+            write_cache: self.tuning.write_cache,
+        };
+        let planned = nvm::plan(&mut context, &sqe);
+        match planned {
+            Ok(Plan::One(prepared)) => self.start_one(index, &sqe, prepared, token, disks),
+            Ok(Plan::Several(prepare)) => {
+                self.advance(index);
+                self.start_composite(index, &sqe, prepare, token, disks);
+                true
+            }
+            Err(status) => {
+                self.advance(index);
+                self.finish(index, sqe.cid, Err((status, sqe.nsid, slba(&sqe))));
+                self.counters.other_commands.add(1);
+                true
+            }
+        }
+    }
+
+    #[inline]
+    fn advance(&mut self, sq: usize) {
+        if let Some(sq) = &mut self.sqs[sq] {
+            sq.advance();
+            sq.in_flight += 1;
+        }
+        self.in_flight += 1;
+    }
+
+    #[inline]
+    fn start_one(
+        &mut self,
+        sq: usize,
+        sqe: &SubmissionQueueEntry,
+        prepared: Prepared,
+        token: u64,
+        disks: &mut DiskQueues,
+    ) -> bool {
+        let slot = self.free_commands.last().copied().unwrap_or(self.commands.len() as u32);
+        let request = Request {
+            operation: prepared.operation,
+            offset: prepared.offset,
+            len: prepared.len,
+            segments: self.list.as_slice(),
+            flags: prepared.flags,
+            token: token | u64::from(slot),
+        };
+        // SAFETY: the segments are checked ranges of the current map. The map's mappings stay until the control
+        // thread has removed them, for which it waits until no command of this epoch touches them any more.
+        let submission = unsafe { disks.submit(prepared.disk, request) };
+        if submission == Submission::Full {
+            if let Some(cq) = self.sqs[sq].as_ref().map(|sq| sq.cq) {
+                self.cqs[cq].as_mut().map(CompletionQueue::release);
+            }
+            return false;
+        }
+        self.advance(sq);
+        let command = Command {
+            sq: sq as u32,
+            cid: sqe.cid,
+            epoch: self.epoch,
+            regions: self.list.regions(),
+            operation: prepared.operation,
+            nsid: sqe.nsid,
+            bytes: prepared.len as u32,
+            slba: prepared.offset,
+        };
+        if let Submission::Done(result) = submission {
+            self.end(command, result);
+        } else if self.free_commands.pop().is_some() {
+            self.commands[slot as usize] = command;
+        } else {
+            self.commands.push(command);
+        }
+        true
+    }
+
+    /// A command's request has ended.
+    #[inline]
+    fn end(&mut self, command: Command, result: RequestResult) {
+        match command.operation {
+            Operation::Read => {
+                self.counters.reads.add(1);
+                self.counters.bytes_read.add(u64::from(command.bytes));
+            }
+            Operation::Write => {
+                self.counters.writes.add(1);
+                self.counters.bytes_written.add(u64::from(command.bytes));
+            }
+            _ => self.counters.other_commands.add(1),
+        }
+        let outcome = result.map_err(|error| {
+            (errno::status(command.operation, error), command.nsid, self.lba(command.nsid, command.slba))
+        });
+        self.finish(command.sq as usize, command.cid, outcome);
+    }
+
+    #[cold]
+    fn lba(&self, nsid: u32, offset: u64) -> u64 {
+        let view = self.namespaces.get((nsid as usize).wrapping_sub(1));
+        view.copied().flatten().map_or(0, |view| offset >> view.shift)
+    }
+
+    /// Completes a command of an I/O queue: its status, or its failure with NSID and LBA for the error log.
+    #[inline]
+    fn finish(&mut self, index: usize, cid: u16, outcome: Result<(), (Status, u32, u64)>) {
+        self.in_flight -= 1;
+        let Some(sq) = &mut self.sqs[index] else { return };
+        sq.in_flight -= 1;
+        let (sqid, head) = (sq.parameters.id, sq.head());
+        let Some(cq) = &mut self.cqs[sq.cq] else { return };
+        if self.draining {
+            self.counters.late_completions.add(1);
+            return;
+        }
+        let status = match outcome {
+            Ok(()) => Status::SUCCESS,
+            Err((status, nsid, lba)) => {
+                self.counters.errors.add(1);
+                self.shared.failed(FailedCommand { sqid, cid, status, nsid, lba });
+                status
+            }
+        };
+        cq.post_reserved(CompletionQueueEntry::new(cid, sqid, head, status, false));
+        self.posted = true;
+    }
+
+    /// A request of this shard has ended.
+    #[inline]
+    pub(crate) fn complete(&mut self, slot: u32, result: RequestResult) {
+        if slot & COMPOSITE != 0 {
+            return self.complete_part(slot, result);
+        }
+        let command = &mut self.commands[slot as usize];
+        let ended = *command;
+        command.regions = RegionMask::NONE;
+        self.free_commands.push(slot);
+        self.end(ended, result);
+    }
+
+    fn start_composite(
+        &mut self,
+        sq: usize,
+        sqe: &SubmissionQueueEntry,
+        prepare: nvm::composite::Prepare,
+        token: u64,
+        disks: &mut DiskQueues,
+    ) {
+        let slot = self.free_composites.pop().unwrap_or_else(|| {
+            self.composites.push(Composite::default());
+            (self.composites.len() - 1) as u32
+        });
+        let composite = &mut self.composites[slot as usize];
+        (composite.sq, composite.cid, composite.nsid, composite.slba) = (sq, sqe.cid, sqe.nsid, slba(sqe));
+        composite.epoch = self.epoch;
+        let mut context = Context {
+            namespaces: &self.namespaces,
+            map: &self.map,
+            page_size: self.page_size,
+            hint: &mut self.hint,
+            list: &mut self.list,
+            max_transfer: self.max_transfer,
+            write_cache: self.tuning.write_cache,
+        };
+        match composite.prepare(&mut context, sqe, prepare) {
+            Ok(()) => self.continue_composite(slot, token, disks),
+            Err(status) => {
+                composite.fail(status);
+                self.end_composite(slot);
+            }
+        }
+    }
+
+    /// Submits what is left of a composite, as far as its disks have room.
+    fn continue_composite(&mut self, slot: u32, token: u64, disks: &mut DiskQueues) {
+        let composite = &mut self.composites[slot as usize];
+        while let Some((part, segment)) = composite.next() {
+            let request = Request {
+                operation: part.operation,
+                offset: part.offset,
+                len: part.len,
+                segments: segment.as_slice(),
+                flags: part.flags,
+                token: token | u64::from(slot | COMPOSITE),
+            };
+            // SAFETY: the segment is the composite's own buffer, which stays until all its parts have ended.
+            match unsafe { disks.submit(part.disk, request) } {
+                Submission::Full => {
+                    self.unfinished.push_back(slot);
+                    return;
+                }
+                Submission::Pending => composite.submitted(),
+                Submission::Done(result) => {
+                    composite.submitted();
+                    composite.ended(result.map_err(|error| errno::status(part.operation, error)));
+                }
+            }
+        }
+        self.end_composite(slot);
+    }
+
+    fn continue_composites(&mut self, token: u64, disks: &mut DiskQueues) {
+        for _ in 0..self.unfinished.len() {
+            if let Some(slot) = self.unfinished.pop_front() {
+                self.continue_composite(slot, token, disks);
+            }
+        }
+    }
+
+    #[cold]
+    fn complete_part(&mut self, slot: u32, result: RequestResult) {
+        if slot == FLUSH {
+            self.flushes -= 1;
+            return self.flushed(result);
+        }
+        let slot = slot & !COMPOSITE;
+        let composite = &mut self.composites[slot as usize];
+        let operation = composite.operation();
+        composite.ended(result.map_err(|error| errno::status(operation, error)));
+        if !self.unfinished.contains(&slot) {
+            self.end_composite(slot);
+        }
+    }
+
+    /// Completes a composite's command, if nothing of it is left to do.
+    fn end_composite(&mut self, slot: u32) {
+        let composite = &mut self.composites[slot as usize];
+        let Some(status) = composite.outcome() else { return };
+        let (sq, cid, nsid, slba) = (composite.sq, composite.cid, composite.nsid, composite.slba);
+        self.counters.other_commands.add(1);
+        self.counters.compares.add(u64::from(composite.is_compare()));
+        self.counters.bytes_compared.add(composite.bytes_read());
+        composite.rest();
+        self.free_composites.push(slot);
+        let outcome = if status == Status::SUCCESS { Ok(()) } else { Err((status, nsid, slba)) };
+        self.finish(sq, cid, outcome);
+    }
+
+    /// Whether a composite from before `epoch` touches any of these regions.
+    pub(super) fn composites_touch(&self, regions: RegionMask, epoch: u32) -> bool {
+        self.composites.iter().any(|c| c.epoch != epoch && c.regions().intersects(regions))
+    }
+
+    /// Submits the flushes that are left to do, as far as their disks have room.
+    fn continue_flushes(&mut self, token: u64, disks: &mut DiskQueues) {
+        while let Some(&disk) = self.flushes_left.last() {
+            let request = Request {
+                operation: Operation::Flush,
+                offset: 0,
+                len: 0,
+                segments: &[],
+                flags: RequestFlags::NONE,
+                token: token | u64::from(FLUSH),
+            };
+            // SAFETY: there are no segments.
+            match unsafe { disks.submit(disk, request) } {
+                Submission::Full => return,
+                Submission::Pending => self.flushes += 1,
+                Submission::Done(result) => self.flushed(result),
+            }
+            self.flushes_left.pop();
+        }
+    }
+
+    fn flushed(&mut self, result: RequestResult) {
+        if let Err(error) = result {
+            tracing::error!(controller = self.shared.index, "flush at shutdown failed: {error}");
+        }
+    }
+
+    /// Hands admin commands to the control thread, as many as there is room for answers to.
+    #[cold]
+    fn fetch_admin(&mut self, index: usize) -> usize {
+        let mut fetched = 0;
+        loop {
+            let Some(sq) = &mut self.sqs[index] else { break };
+            let Some(cq) = &mut self.cqs[sq.cq] else { break };
+            let unanswered = self.admin_outstanding as usize + cq.backlog_len();
+            if sq.waiting() == 0 || unanswered + 1 >= cq.parameters.size as usize {
+                break;
+            }
+            let Some(sqe) = sq.peek() else { break };
+            sq.advance();
+            self.admin_outstanding += 1;
+            fetched += 1;
+            self.shared.tell(Event::Admin(self.shared.index, Box::new(sqe)));
+        }
+        fetched
+    }
+
+    /// Accounts for time that the reactor was awake, and for time that it slept: busy while commands were outstanding.
+    pub(crate) fn account(&mut self, awake: Duration, asleep: Duration) {
+        let mut busy = Duration::ZERO;
+        if std::mem::take(&mut self.worked) || self.in_flight > 0 {
+            busy += awake;
+        }
+        if self.in_flight > 0 {
+            busy += asleep;
+        }
+        self.counters.busy_ns.add(u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// Ends a batch: posts what had no room, and interrupts. `now` is only asked for if an interrupt may wait.
+    #[inline]
+    pub(crate) fn finish_batch(&mut self) {
+        if self.posted || self.shared.pin.recheck.load(Ordering::Relaxed) {
+            self.interrupt();
+        }
+    }
+
+    /// Something is to be posted from a backlog.
+    pub(super) fn post_soon(&mut self) {
+        self.posted = true;
+    }
+
+    fn interrupt(&mut self) {
+        self.posted = false;
+        let uses_msix = self.vectors.uses_msix();
+        let mut fired = 0;
+        for cq in self.cqs.iter_mut().flatten() {
+            if cq.backlog_len() > 0 {
+                match cq.post_backlog() {
+                    // What is left waits for the guest to take entries: look again.
+                    Ok(_) => self.posted |= cq.backlog_len() > 0,
+                    Err(_) => self.shared.found(Finding::InvalidDoorbellValue),
+                }
+            }
+            if cq.uninterrupted == 0 || !cq.parameters.interrupts || !uses_msix {
+                continue;
+            }
+            let vector = cq.parameters.vector;
+            if let Some((threshold, time_us)) = self.tuning.coalescing(vector)
+                && cq.uninterrupted < threshold
+                && cq.parameters.id != 0
+            {
+                let since = *cq.waiting_since.get_or_insert_with(Instant::now);
+                if since.elapsed().as_micros() < u128::from(time_us) {
+                    self.posted = true;
+                    continue;
+                }
+            }
+            (cq.uninterrupted, cq.waiting_since) = (0, None);
+            fired += u64::from(self.vectors.fire_msix(vector));
+        }
+        if !uses_msix {
+            fired += self.update_pin();
+        }
+        if fired > 0 {
+            self.counters.interrupts.add(fired);
+        }
+    }
+
+    /// Works out anew which of the queues assert the pin, and fires it where that is due.
+    #[cold]
+    fn update_pin(&mut self) -> u64 {
+        let pin = &self.shared.pin;
+        pin.recheck.store(false, Ordering::Relaxed);
+        let mut any = false;
+        for cq in self.cqs.iter_mut().flatten() {
+            cq.uninterrupted = 0;
+            if cq.look().is_err() {
+                self.shared.found(Finding::InvalidDoorbellValue);
+            }
+            let asserts = cq.parameters.interrupts && cq.has_entries();
+            if asserts != cq.asserts_pin {
+                cq.asserts_pin = asserts;
+                if asserts { pin.assert() } else { pin.deassert() }
+            }
+            any |= asserts;
+        }
+        // The level can only fall when the guest takes entries, so that has to be looked for.
+        self.posted |= any;
+        u64::from(pin.update(&self.vectors))
+    }
+}
+
+fn slba(sqe: &SubmissionQueueEntry) -> u64 {
+    u64::from(sqe.cdw11) << 32 | u64::from(sqe.cdw10)
+}
