@@ -42,6 +42,7 @@ macro_rules! layout {
 pub mod admin_command;
 mod completion_queue_entry;
 pub mod doorbell;
+pub mod identify;
 pub mod nvm_command;
 mod opcode;
 pub mod prp;
