@@ -1,0 +1,140 @@
+//! The program, run as a user runs it.
+
+// Each file of tests is a program of its own, and uses its own part of this.
+#![allow(dead_code)]
+
+use rustix::process::{Pid, Signal, kill_process};
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// How long anything may take before the test is sure that it hangs.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs it to its end.
+pub fn ringpair(arguments: &[&str]) -> Output {
+    let child = Command::new(env!("CARGO_BIN_EXE_ringpair"))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    child.wait_with_output().expect("it ends")
+}
+
+/// Runs it and expects success; what it printed.
+pub fn succeed(arguments: &[&str]) -> String {
+    let output = ringpair(arguments);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {}: {errors}", output.status);
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// Runs it and expects one line of error and a status; the line.
+pub fn fail(status: i32, arguments: &[&str]) -> String {
+    let output = ringpair(arguments);
+    let errors = String::from_utf8(output.stderr).expect("text");
+    assert_eq!(output.status.code(), Some(status), "{arguments:?}: {errors}");
+    assert_eq!(errors.lines().count(), 1, "{arguments:?}: {errors}");
+    assert!(errors.starts_with("ringpair: "), "{errors}");
+    errors
+}
+
+/// A running `ringpair serve`, killed when dropped.
+pub struct Served {
+    child: Child,
+    /// What it printed up to `ready`.
+    pub output: String,
+}
+
+impl Served {
+    /// Starts it and waits until it is ready.
+    pub fn start(arguments: &[&str]) -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_ringpair"))
+            .arg("serve")
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        let stdout = BufReader::new(child.stdout.take().expect("a pipe"));
+        let mut output = String::new();
+        for line in stdout.lines() {
+            let line = line.expect("text");
+            if line == "ready" {
+                return Self { child, output };
+            }
+            output.push_str(&line);
+            output.push('\n');
+        }
+        panic!("it ended before it was ready: {:?}", child.wait());
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id().cast_signed()).expect("a process");
+        kill_process(pid, signal).expect("it runs");
+    }
+
+    /// Ends it by a signal and says how it ended.
+    pub fn end(mut self, signal: Signal) -> Option<i32> {
+        self.signal(signal);
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if let Some(status) = self.child.try_wait().expect("its state") {
+                return status.code();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("it did not end");
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A temporary folder with a way to name what is in it.
+pub struct Folder(TempDir);
+
+impl Folder {
+    /// An empty one.
+    pub fn new() -> Self {
+        Self(tempfile::tempdir().expect("a temporary folder"))
+    }
+
+    /// The path of something in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// The same as text.
+    pub fn text(&self, name: &str) -> String {
+        self.path(name).to_str().expect("a plain name").to_owned()
+    }
+
+    /// A file of `size` zeroes; its path.
+    pub fn file(&self, name: &str, size: u64) -> String {
+        std::fs::File::create(self.path(name)).and_then(|file| file.set_len(size)).expect("a file");
+        self.text(name)
+    }
+
+    /// A file with this in it; its path.
+    pub fn write(&self, name: &str, text: &str) -> String {
+        std::fs::write(self.path(name), text).expect("a file");
+        self.text(name)
+    }
+}
+
+/// A file's contents.
+pub fn contents(path: &Path) -> Vec<u8> {
+    let mut data = Vec::new();
+    std::fs::File::open(path).and_then(|mut file| file.read_to_end(&mut data)).expect("a file");
+    data
+}
