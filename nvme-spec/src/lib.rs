@@ -40,8 +40,12 @@ macro_rules! layout {
 }
 
 pub mod admin_command;
+pub mod async_event;
 mod completion_queue_entry;
 pub mod doorbell;
+pub mod feature;
+pub mod identify;
+pub mod log_page;
 pub mod nvm_command;
 mod opcode;
 pub mod prp;
@@ -50,6 +54,7 @@ pub mod sgl;
 mod status;
 mod submission_queue_entry;
 
+pub use async_event::AsynchronousEvent;
 pub use completion_queue_entry::CompletionQueueEntry;
 pub use opcode::{AdminOpcode, NvmOpcode};
 pub use sgl::SglDescriptor;

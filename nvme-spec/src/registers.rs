@@ -2,6 +2,7 @@
 
 use bitfield_struct::{bitenum, bitfield};
 use std::time::Duration;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Offset of Controller Capabilities, 8 bytes, read only (3.1.3.1).
 pub const CAP: u64 = 0x00;
@@ -157,7 +158,7 @@ impl Cap {
 
 /// Version of the Base specification that a controller complies with (3.1.3.2).
 #[bitfield(u32)]
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
+#[derive(PartialEq, Eq, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Version {
     /// Tertiary Version Number.
     pub ter: u8,
