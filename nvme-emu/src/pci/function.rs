@@ -100,7 +100,8 @@ pub(crate) const MSIX_PBA: u64 = 0x3000;
 
 /// The doorbells as memory that a client may map into itself.
 pub struct DoorbellPage<'a> {
-    /// The memory, as a file whose offset 0 is BAR0's `bar_offset`.
+    /// The memory, as a file laid out as BAR0 is: the doorbells begin at offset `bar_offset` of the file too, since
+    /// clients map an area of a region at its own offset.
     pub fd: BorrowedFd<'a>,
     /// Where the doorbells begin in BAR0 (1000h).
     pub bar_offset: u64,

@@ -5,6 +5,7 @@
 //! with an EventIdx word through which the controller says when it wants to be rung as well (NVM Express Base
 //! Specification 2.0, "Doorbell Buffer Config command" and the annex on updating doorbell properties).
 
+use nvme_spec::registers::DOORBELL_BASE;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::io;
@@ -42,15 +43,18 @@ impl DoorbellPage {
     /// One page: 512 queue pairs, which is more than anybody has.
     pub(crate) const LEN: usize = 4096;
 
+    /// Where it is in the file: where it is in BAR0, since clients map an area of a region at its own offset.
+    pub(crate) const FILE_OFFSET: u64 = DOORBELL_BASE;
+
     pub(crate) fn new() -> io::Result<Arc<Self>> {
         let fd = memfd_create("nvme-doorbells", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-        ftruncate(&fd, Self::LEN as u64)?;
+        ftruncate(&fd, Self::FILE_OFFSET + Self::LEN as u64)?;
         // The client gets this descriptor: it must not be able to take the memory away from under us.
         fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         // SAFETY: a new mapping at an address of the kernel's choice.
         let base = unsafe {
             let protection = ProtFlags::READ | ProtFlags::WRITE;
-            mmap(std::ptr::null_mut(), Self::LEN, protection, MapFlags::SHARED, &fd, 0)?
+            mmap(std::ptr::null_mut(), Self::LEN, protection, MapFlags::SHARED, &fd, Self::FILE_OFFSET)?
         };
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Arc::new(Self { base, words: Self::LEN / 4, fd }))
@@ -229,6 +233,13 @@ mod tests {
     fn words_past_the_page_do_not_exist() {
         let page = DoorbellPage::new().unwrap();
         assert!(page.word(1023).is_some() && page.word(1024).is_none());
+    }
+
+    #[test]
+    fn the_page_is_in_its_file_where_it_is_in_bar0() {
+        let page = DoorbellPage::new().unwrap();
+        rustix::io::pwrite(page.fd(), &7_u32.to_ne_bytes(), 0x1004).unwrap();
+        assert_eq!(page.word(1).unwrap().load(Ordering::Relaxed), 7);
     }
 
     #[test]

@@ -35,7 +35,11 @@ impl Outbox {
     }
 
     /// Replies with success and a structure.
+    #[inline]
     pub fn reply<T: IntoBytes + Immutable>(&mut self, command: &Header, payload: &T) {
+        if command.no_reply() {
+            return;
+        }
         let payload = payload.as_bytes();
         self.reply_with(command, payload.len(), |reply| reply.copy_from_slice(payload));
     }
