@@ -1,5 +1,69 @@
-//! A polling userspace NVMe driver.
+//! A polling userspace NVMe driver: it owns a controller through a [`Transport`] and gives threads queue pairs.
+//!
+//! ```text
+//!   Controller   open, identify, namespaces, admin commands, events, reset
+//!       │ queue_pair()
+//!   QueuePair    read, write, … → kick → poll      one thread each; no lock, no allocation, no system call
+//!       │ doorbells, queues in DMA memory
+//!   Transport    vfio-user client │ loopback (crate nvme-loopback)
+//! ```
+//!
+//! * [`controller`]: bringing a controller up by the book, asking it about itself, resetting it, shutting it down.
+//! * [`queue_pair`]: the data path; under it `queue` (the rings), `doorbell`, `shadow_doorbell`,
+//!   `command_identifier` and [`prp`].
+//! * [`admin`]: the admin queue: a command at a time, with a deadline; asynchronous events beside it.
+//! * [`dma`]: memory that the controller reaches.
+//! * [`transport`]: how the controller is reached: registers, DMA, interrupts.
+//!
+//! A controller is not trusted to follow the rules: completions of commands that are not in flight, fatal errors,
+//! removal and silence are errors ([`Fault`], [`Error`]), and it reaches no memory but [`DmaBuffer`]s and queues. After
+//! a [`Fault`] a queue pair stays broken; [`Controller::reset`] and new queue pairs are the way on.
+//!
+//! What it does not do: SGLs, metadata and protection information, fused commands, command sets other than NVM, the
+//! controller memory buffer.
+//!
+//! Where to start reading: [`QueuePair`] for what an I/O costs, [`Controller::open`] for how a controller comes up.
+//!
+//! ```no_run
+//! use nvme_vfio::{Controller, Options, transport::vfio_user::VfioUser};
+//!
+//! let transport = VfioUser::connect("/run/disk.sock".as_ref())?;
+//! let controller = Controller::open(Box::new(transport), Options::default())?;
+//! let namespace = controller.namespace(1)?;
+//! let mut queue = controller.queue_pair()?;
+//! let buffer = controller.alloc_dma(4096)?;
+//! let blocks = 4096 / namespace.block_size();
+//! queue.read(&namespace, 0, blocks, buffer.range(0..4096), 7)?;
+//! queue.kick();
+//! while queue.poll(|token, result| println!("command {token}: {result:?}"))? == 0 {}
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
+pub mod admin;
+mod command_identifier;
+pub mod controller;
+pub mod dma;
+mod doorbell;
+pub mod error;
+pub mod event;
+mod io_queue;
+mod iova;
+pub mod namespace;
+pub mod options;
+mod patience;
+pub mod prp;
+mod queue;
+pub mod queue_pair;
+mod registers;
+mod shadow_doorbell;
 pub mod transport;
 
+pub use admin::AdminData;
+pub use controller::Controller;
+pub use dma::{DmaBuffer, DmaRange};
+pub use error::{Error, Fault};
+pub use event::AsynchronousEvent;
+pub use namespace::Namespace;
+pub use options::Options;
+pub use queue_pair::{QueuePair, SubmitError};
 pub use transport::Transport;

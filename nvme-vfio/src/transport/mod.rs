@@ -1,7 +1,10 @@
 //! How the driver reaches a controller: registers, DMA, interrupts.
 //!
-//! The driver is written once, against [`Transport`]. Implementations:`vfio_user` (a client of any vfio-user
+//! The driver is written once, against [`Transport`]. Implementations:[`vfio_user`] (a client of any vfio-user
 //! NVMe server), `loopback` (a controller in the same process; crate `nvme-loopback`), and, planned, kernel VFIO.
+
+pub mod pci;
+pub mod vfio_user;
 
 use std::io;
 use std::ops::RangeInclusive;
@@ -87,7 +90,7 @@ pub trait Transport: Send + Sync {
     /// What the IOMMU or the server said; the memory has then to be regarded as still reachable.
     fn unmap_dma(&self, iova: u64, len: u64) -> io::Result<()>;
 
-    /// How many MSI-X vectors there are (or 1 where there is only MSI or INTx, 0 where there are no interrupts).
+    /// How many MSI-X vectors there are (or MSI vectors where there is no MSI-X). 0: the controller can only be polled.
     fn interrupt_vectors(&self) -> u32;
 
     /// Connects vectors, from `start` on, to eventfds; `None` disconnects one.

@@ -1,0 +1,284 @@
+//! The admin queue pair: one command at a time, with a deadline, and Asynchronous Event Requests beside it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nvme_spec::doorbell::Doorbell as DoorbellIndex;
+use nvme_spec::{ADMIN_QUEUE_ID, AdminOpcode, CompletionQueueEntry, Status, SubmissionQueueEntry};
+
+use crate::command_identifier::CommandIdentifiers;
+use crate::dma::{DmaBuffer, DmaRange, DmaSpace};
+use crate::doorbell::Doorbell;
+use crate::error::{Error, Fault};
+use crate::event::AsynchronousEvent;
+use crate::patience::Patience;
+use crate::prp::{self, PrpListPages};
+use crate::queue::{CompletionQueue, SubmissionQueue};
+use crate::registers::Registers;
+use crate::shadow_doorbell::ShadowDoorbells;
+
+/// Entries of each admin queue.
+pub(crate) const ENTRIES: u16 = 32;
+/// Asynchronous Event Requests to keep outstanding, if the controller takes so many.
+const EVENT_REQUESTS: u16 = 4;
+/// Events that nobody has asked for yet; the oldest go first.
+const EVENTS_KEPT: usize = 64;
+/// Token of Asynchronous Event Requests. Other tokens count up from 0.
+const EVENT_TOKEN: u64 = u64::MAX;
+
+/// Data of an admin command.
+#[derive(Debug)]
+pub enum AdminData<'a> {
+    /// None.
+    None,
+    /// The controller fills it.
+    FromController(&'a mut [u8]),
+    /// The controller reads it.
+    ToController(&'a [u8]),
+}
+
+impl AdminData<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::FromController(bytes) => bytes.len(),
+            Self::ToController(bytes) => bytes.len(),
+        }
+    }
+}
+
+pub(crate) struct AdminQueue {
+    registers: Registers,
+    space: Arc<DmaSpace>,
+    memory_page_size: u64,
+    submission: SubmissionQueue,
+    completion: CompletionQueue,
+    commands: CommandIdentifiers,
+    next_token: u64,
+    events: VecDeque<AsynchronousEvent>,
+    event_requests: u16,
+    /// A page for the PRP list, then data.
+    bounce: DmaBuffer,
+    /// Declared after the queues, which point into it.
+    _memory: DmaBuffer,
+}
+
+impl AdminQueue {
+    /// Allocates the queues and writes AQA, ASQ and ACQ. The controller is disabled.
+    pub(crate) fn new(
+        registers: &Registers,
+        space: &Arc<DmaSpace>,
+        memory_page_size: u64,
+        dstrd: u8,
+        shadow: Option<&Arc<ShadowDoorbells>>,
+    ) -> Result<Self, Error> {
+        let page = memory_page_size as usize;
+        let submission_len =
+            (usize::from(ENTRIES) * size_of::<SubmissionQueueEntry>()).next_multiple_of(page);
+        let completion_len = usize::from(ENTRIES) * size_of::<CompletionQueueEntry>();
+        let memory = space.allocate(submission_len + completion_len)?;
+        registers.set_admin_queue(
+            (ENTRIES, ENTRIES),
+            memory.iova(),
+            memory.iova() + submission_len as u64,
+        )?;
+        let doorbell = |index| {
+            // Controllers differ in whether they look at the admin queue's shadow or at its register: write both.
+            let shadow = shadow.and_then(|shadow| shadow.shadow(index));
+            Doorbell::new(registers.transport(), index, dstrd, shadow).always_rung()
+        };
+        let tail = doorbell(DoorbellIndex::SubmissionQueueTail(ADMIN_QUEUE_ID));
+        let head = doorbell(DoorbellIndex::CompletionQueueHead(ADMIN_QUEUE_ID));
+        let base = memory.base();
+        // SAFETY: new, zeroed pages of which the queues take disjoint parts, aligned to pages; the struct keeps them
+        // as long as the queues.
+        let (submission, completion) = unsafe {
+            (
+                SubmissionQueue::new(base.cast(), ENTRIES.into(), tail),
+                CompletionQueue::new(base.add(submission_len).cast(), ENTRIES.into(), head),
+            )
+        };
+        Ok(Self {
+            registers: registers.clone(),
+            space: space.clone(),
+            memory_page_size,
+            submission,
+            completion,
+            commands: CommandIdentifiers::new(ENTRIES - 1),
+            next_token: 0,
+            events: VecDeque::new(),
+            event_requests: 0,
+            bounce: space.allocate(2 * page)?,
+            _memory: memory,
+        })
+    }
+
+    /// Runs a command to its end, and gives what its completion says in dword 0.
+    pub(crate) fn run(
+        &mut self,
+        mut command: SubmissionQueueEntry,
+        data: AdminData<'_>,
+        limit: Duration,
+    ) -> Result<u32, Error> {
+        if data.len() > 0 {
+            command = self.attach(command, &data)?;
+        }
+        let name = AdminOpcode(command.opcode);
+        let entry = match self.wait(command, limit) {
+            Ok(entry) => entry,
+            Err(error) => {
+                // The command may still be running: its data must not land in the next one's.
+                self.bounce = self.space.allocate(2 * self.memory_page_size as usize)?;
+                return Err(error);
+            }
+        };
+        if let Err(status) = entry.result() {
+            return Err(Error::Command { name: self.registers.name(), command: name.to_string(), status });
+        }
+        if let AdminData::FromController(bytes) = data {
+            self.bounce.read_at(self.memory_page_size as usize, bytes);
+        }
+        Ok(entry.dw0)
+    }
+
+    /// Points a command to the bounce buffer, with the data in it if it is for the controller.
+    fn attach(
+        &mut self,
+        command: SubmissionQueueEntry,
+        data: &AdminData<'_>,
+    ) -> Result<SubmissionQueueEntry, Error> {
+        let page = self.memory_page_size as usize;
+        let too_long = |registers: &Registers| Error::Unsupported {
+            name: registers.name(),
+            what: format!("{} bytes are too much for an admin command", data.len()),
+        };
+        let len = u32::try_from(data.len()).map_err(|_| too_long(&self.registers))?;
+        if page + data.len() > self.bounce.len() {
+            self.bounce = self.space.allocate(page + data.len())?;
+        }
+        if let AdminData::ToController(bytes) = data {
+            self.bounce.write_at(page, bytes);
+        }
+        let base = self.bounce.base().cast();
+        let list = PrpListPages { base, iova: self.bounce.iova(), pages: 1, page_size: page as u64 };
+        let range = DmaRange { iova: self.bounce.iova() + page as u64, len };
+        let prps = prp::build(&[range], &list).map_err(|_| too_long(&self.registers))?;
+        Ok(command.with_prp(prps.prp1, prps.prp2))
+    }
+
+    /// Submits a command and waits for its completion.
+    fn wait(
+        &mut self,
+        mut command: SubmissionQueueEntry,
+        limit: Duration,
+    ) -> Result<CompletionQueueEntry, Error> {
+        let token = self.next_token;
+        self.next_token += 1;
+        let opcode = AdminOpcode(command.opcode);
+        let Some(cid) = self.commands.take(token) else {
+            let what = "too many admin commands were given up and may still be running";
+            return Err(Error::Unsupported { name: self.registers.name(), what: what.into() });
+        };
+        command.cid = cid;
+        self.submission.post(&command);
+        self.ring()?;
+        let mut patience = Patience::new(limit);
+        loop {
+            if let Some(entry) = self.take(Some(token))? {
+                return Ok(entry);
+            }
+            if patience.look_around() {
+                self.registers.check()?;
+            }
+            if !patience.wait() {
+                // What the controller is like is the better answer, if it has one.
+                self.registers.check()?;
+                let (name, limit) = (self.registers.name(), patience.limit());
+                return Err(Error::Timeout { name, what: format!("{opcode}"), limit });
+            }
+        }
+    }
+
+    fn ring(&mut self) -> Result<(), Error> {
+        self.submission.ring().map_err(|source| {
+            let doing = "ringing the admin queue's doorbell".into();
+            Error::Transport { name: self.registers.name(), doing, source }
+        })
+    }
+
+    /// Takes completions, until one for this token; the others are events and commands that were given up.
+    fn take(&mut self, wanted: Option<u64>) -> Result<Option<CompletionQueueEntry>, Error> {
+        let mut found = None;
+        while found.is_none()
+            && let Some(entry) = self.completion.take()
+        {
+            let fault = |fault| Error::Queue { name: self.registers.name(), fault };
+            let (sqid, sqhd, cid) = (entry.sq_id, entry.sq_head, entry.cid);
+            if sqid != ADMIN_QUEUE_ID || sqhd >= ENTRIES {
+                return Err(fault(Fault::WrongQueue { qid: ADMIN_QUEUE_ID, sqid, sqhd }));
+            }
+            match self.commands.complete(cid) {
+                None => return Err(fault(Fault::UnknownCid { qid: ADMIN_QUEUE_ID, cid })),
+                Some(EVENT_TOKEN) => self.event(&entry)?,
+                Some(token) if Some(token) == wanted => found = Some(entry),
+                Some(_) => {
+                    tracing::info!("{}: admin command {cid} ended after its deadline", self.registers.name());
+                }
+            }
+        }
+        self.completion.ring(ENTRIES.into(), true).map_err(|source| {
+            let doing = "ringing the admin completion queue's doorbell".into();
+            Error::Transport { name: self.registers.name(), doing, source }
+        })?;
+        Ok(found)
+    }
+
+    /// Keeps Asynchronous Event Requests outstanding, as many as AERL (0's based) allows.
+    pub(crate) fn request_events(&mut self, aerl: u8) -> Result<(), Error> {
+        while self.event_requests < EVENT_REQUESTS.min(u16::from(aerl) + 1) {
+            self.request_event()?;
+            self.event_requests += 1;
+        }
+        self.ring()
+    }
+
+    fn request_event(&mut self) -> Result<(), Error> {
+        if let Some(cid) = self.commands.take(EVENT_TOKEN) {
+            let command = SubmissionQueueEntry::new(AdminOpcode::ASYNCHRONOUS_EVENT_REQUEST, cid);
+            self.submission.post(&command);
+        }
+        Ok(())
+    }
+
+    /// An Asynchronous Event Request has completed: an event, after which the next request goes out; or an error,
+    /// after which there is one less outstanding.
+    fn event(&mut self, entry: &CompletionQueueEntry) -> Result<(), Error> {
+        match entry.result() {
+            Ok(()) => {
+                let event = AsynchronousEvent::from_dw0(entry.dw0);
+                tracing::debug!("{}: {event}", self.registers.name());
+                if self.events.len() == EVENTS_KEPT {
+                    self.events.pop_front();
+                }
+                self.events.push_back(event);
+                self.request_event()?;
+                self.ring()
+            }
+            Err(status) => {
+                self.event_requests = self.event_requests.saturating_sub(1);
+                if !status.is(Status::ABORTED_BY_REQUEST) {
+                    let name = self.registers.name();
+                    tracing::warn!("{name}: Asynchronous Event Request: {status}");
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// The events that have come since the last time.
+    pub(crate) fn events(&mut self) -> Result<Vec<AsynchronousEvent>, Error> {
+        self.take(None)?;
+        Ok(self.events.drain(..).collect())
+    }
+}

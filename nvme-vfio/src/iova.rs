@@ -1,0 +1,140 @@
+//! Handing out I/O virtual addresses, inside the windows that the IOMMU leaves.
+
+use std::collections::BTreeMap;
+
+use crate::transport::DmaLimits;
+
+/// Which I/O virtual addresses are free. First fit: there are few, long-lived mappings.
+#[derive(Debug)]
+pub(crate) struct IovaAllocator {
+    page_size: u64,
+    /// First to last address of each free range. Ranges neither overlap nor touch.
+    free: BTreeMap<u64, u64>,
+}
+
+impl IovaAllocator {
+    /// Addresses for mappings that are made of pages of that size, a power of two.
+    pub(crate) fn new(limits: &DmaLimits, page_size: u64) -> Self {
+        let mut allocator = Self { page_size, free: BTreeMap::new() };
+        for window in &limits.windows {
+            // Address 0 is legal, but a PRP of 0 is what a forgotten PRP looks like: better that it faults.
+            let Some(first) = (*window.start()).max(1).checked_next_multiple_of(page_size) else { continue };
+            // Whole pages; with an end that is inclusive, the last page is complete if its last byte is in.
+            let Some(pages) = window
+                .end()
+                .checked_sub(first)
+                .map(|span| span / page_size + u64::from(span % page_size == page_size - 1))
+            else {
+                continue;
+            };
+            if pages > 0 {
+                allocator.free.insert(first, first + (pages * page_size - 1));
+            }
+        }
+        allocator
+    }
+
+    /// Takes `len` bytes, a multiple of the page size and not 0. `None`: no free range is as long.
+    pub(crate) fn allocate(&mut self, len: u64) -> Option<u64> {
+        debug_assert!(len > 0 && len.is_multiple_of(self.page_size));
+        let (first, last) = self
+            .free
+            .iter()
+            .map(|(first, last)| (*first, *last))
+            .find(|(first, last)| last - first >= len - 1)?;
+        self.free.remove(&first);
+        if last - first > len - 1 {
+            self.free.insert(first + len, last);
+        }
+        Some(first)
+    }
+
+    /// Gives back what [`IovaAllocator::allocate`] gave.
+    pub(crate) fn release(&mut self, iova: u64, len: u64) {
+        let (mut first, mut last) = (iova, iova + (len - 1));
+        if let Some((before, end)) = self.free.range(..iova).next_back().map(|(first, last)| (*first, *last))
+        {
+            debug_assert!(end < iova, "released twice");
+            if end + 1 == iova {
+                self.free.remove(&before);
+                first = before;
+            }
+        }
+        if let Some(end) = last.checked_add(1).and_then(|after| self.free.remove(&after)) {
+            last = end;
+        }
+        self.free.insert(first, last);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const PAGE: u64 = 4096;
+
+    fn allocator(windows: &[(u64, u64)]) -> IovaAllocator {
+        let windows = windows.iter().map(|(first, last)| *first..=*last).collect();
+        IovaAllocator::new(&DmaLimits { windows, page_size: PAGE }, PAGE)
+    }
+
+    #[test]
+    fn address_zero_is_never_handed_out() {
+        assert_eq!(allocator(&[(0, 0xffff)]).allocate(PAGE), Some(PAGE));
+    }
+
+    #[test]
+    fn a_window_may_end_at_the_last_address_there_is() {
+        let mut iovas = allocator(&[(u64::MAX - 2 * PAGE + 1, u64::MAX)]);
+        let first = iovas.allocate(2 * PAGE).unwrap();
+        assert_eq!(first, u64::MAX - 2 * PAGE + 1);
+        assert_eq!(iovas.allocate(PAGE), None);
+        iovas.release(first, 2 * PAGE);
+        assert_eq!(iovas.allocate(PAGE), Some(first));
+    }
+
+    #[test]
+    fn windows_shrink_to_whole_pages() {
+        let mut iovas = allocator(&[(100, 8190), (0x10001, 0x12fff)]);
+        assert_eq!(iovas.allocate(2 * PAGE), Some(0x11000));
+        assert_eq!(iovas.allocate(PAGE), None);
+    }
+
+    #[test]
+    fn what_spans_two_windows_is_not_free() {
+        // The hole is where x86 has its MSI window.
+        let mut iovas = allocator(&[(0, 0xfedf_ffff), (0xfef0_0000, 0x7f_ffff_ffff)]);
+        assert_eq!(iovas.allocate(0xfee0_0000), Some(0xfef0_0000));
+    }
+
+    proptest! {
+        #[test]
+        fn ranges_are_disjoint_inside_windows_and_all_come_back(
+            steps in proptest::collection::vec((any::<bool>(), 1..9u64, any::<usize>()), 1..200)
+        ) {
+            let windows = [(PAGE, 17 * PAGE - 1), (32 * PAGE, 64 * PAGE - 1)];
+            let mut iovas = allocator(&windows);
+            let mut held: Vec<(u64, u64)> = Vec::new();
+            for (take, pages, pick) in steps {
+                if take {
+                    let len = pages * PAGE;
+                    if let Some(iova) = iovas.allocate(len) {
+                        prop_assert!(iova.is_multiple_of(PAGE));
+                        prop_assert!(windows.iter().any(|(a, b)| iova >= *a && iova + len - 1 <= *b));
+                        prop_assert!(held.iter().all(|(i, l)| iova + len <= *i || i + l <= iova));
+                        held.push((iova, len));
+                    }
+                } else if !held.is_empty() {
+                    let (iova, len) = held.swap_remove(pick % held.len());
+                    iovas.release(iova, len);
+                }
+            }
+            for (iova, len) in held {
+                iovas.release(iova, len);
+            }
+            let free: Vec<_> = iovas.free.into_iter().collect();
+            prop_assert_eq!(free, windows.to_vec());
+        }
+    }
+}

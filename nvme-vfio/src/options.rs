@@ -1,0 +1,38 @@
+//! What can be chosen when a controller is opened.
+
+use std::time::Duration;
+
+/// Options of [`crate::Controller::open`].
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// I/O queue pairs to ask the controller for. It may grant less.
+    pub queues: u16,
+    /// Commands in flight per queue pair. The controller (CAP.MQES) may allow less.
+    pub depth: u16,
+    /// Interrupts for I/O queues, so that [`crate::QueuePair::wait_fd`] can be slept on. They cost a vector each, and
+    /// the controller the work of signalling.
+    pub interrupts: bool,
+    /// Shadow doorbells, if the controller has them and doorbell writes are trapped.
+    pub shadow_doorbells: bool,
+    /// Largest read or write, in bytes. The controller (MDTS) may allow less.
+    pub max_transfer: u32,
+    /// How long an admin command may take.
+    pub admin_timeout: Duration,
+    /// How long an I/O command may take.
+    pub io_timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            queues: 1,
+            depth: 128,
+            interrupts: false,
+            shadow_doorbells: true,
+            max_transfer: 1 << 20,
+            // As Linux has them.
+            admin_timeout: Duration::from_secs(60),
+            io_timeout: Duration::from_secs(30),
+        }
+    }
+}
