@@ -48,6 +48,7 @@ impl Doorbell {
 #[cfg(test)]
 mod tests {
     use super::Doorbell::{self, *};
+    use proptest::prelude::*;
 
     #[test]
     fn offsets_follow_the_stride() {
@@ -69,5 +70,17 @@ mod tests {
         assert_eq!(Doorbell::at(0x1002, 0), None);
         assert_eq!(Doorbell::at(0x1004, 1), None);
         assert_eq!(Doorbell::at(u64::MAX - 3, 0), None);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_offset_holds_a_doorbell_is_that_doorbells_offset(
+            offset in prop_oneof![0x0F00..0x4_0000_u64, any::<u64>()],
+            dstrd in any::<u8>(),
+        ) {
+            if let Some(doorbell) = Doorbell::at(offset, dstrd) {
+                prop_assert_eq!(doorbell.offset(dstrd), offset);
+            }
+        }
     }
 }

@@ -94,7 +94,7 @@ pub struct SupportedCapabilities {
     __: u32,
 }
 
-/// Arbitration (FID 01h).
+/// Arbitration (FID 01h; 5.27.1.1).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct Arbitration {
@@ -121,7 +121,7 @@ impl Arbitration {
     }
 }
 
-/// Power Management (FID 02h).
+/// Power Management (FID 02h; 5.27.1.2).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct PowerManagement {
@@ -135,7 +135,7 @@ pub struct PowerManagement {
     __: u32,
 }
 
-/// Temperature Threshold (FID 04h).
+/// Temperature Threshold (FID 04h; 5.27.1.3).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct TemperatureThreshold {
@@ -163,7 +163,7 @@ pub struct ErrorRecovery {
     __: u16,
 }
 
-/// Volatile Write Cache (FID 06h).
+/// Volatile Write Cache (FID 06h; 5.27.1.4).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct VolatileWriteCache {
@@ -173,7 +173,7 @@ pub struct VolatileWriteCache {
     __: u32,
 }
 
-/// Number of Queues (FID 07h): how many I/O queues are requested, or allocated in the answer.
+/// Number of Queues (FID 07h; 5.27.1.5): how many I/O queues are requested, or allocated in the answer.
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct NumberOfQueues {
@@ -202,7 +202,7 @@ impl NumberOfQueues {
     }
 }
 
-/// Interrupt Coalescing (FID 08h).
+/// Interrupt Coalescing (FID 08h; 5.27.1.6).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct InterruptCoalescing {
@@ -225,7 +225,7 @@ impl InterruptCoalescing {
     }
 }
 
-/// Interrupt Vector Configuration (FID 09h).
+/// Interrupt Vector Configuration (FID 09h; 5.27.1.7).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct InterruptVectorConfiguration {
@@ -247,7 +247,7 @@ pub struct WriteAtomicityNormal {
     __: u32,
 }
 
-/// Asynchronous Event Configuration (FID 0Bh).
+/// Asynchronous Event Configuration (FID 0Bh; 5.27.1.8).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct AsynchronousEventConfiguration {
@@ -280,7 +280,7 @@ pub struct AsynchronousEventConfiguration {
     pub discovery_log_page_change: bool,
 }
 
-/// Keep Alive Timer (FID 0Fh).
+/// Keep Alive Timer (FID 0Fh; 5.27.1.12).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct KeepAliveTimer {
@@ -288,7 +288,7 @@ pub struct KeepAliveTimer {
     pub kato: u32,
 }
 
-/// I/O Command Set Profile (FID 19h).
+/// I/O Command Set Profile (FID 19h; 5.27.1.21).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct IoCommandSetProfile {
@@ -299,7 +299,7 @@ pub struct IoCommandSetProfile {
     __: u32,
 }
 
-/// Namespace Write Protection Config (FID 84h), namespace specific.
+/// Namespace Write Protection Config (FID 84h; 5.27.1.28), namespace specific.
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct NamespaceWriteProtectionConfig {
@@ -310,7 +310,7 @@ pub struct NamespaceWriteProtectionConfig {
     __: u32,
 }
 
-/// Timestamp (FID 0Eh), a data structure of 8 bytes.
+/// Timestamp (FID 0Eh; 5.27.1.11), a data structure of 8 bytes.
 #[bitfield(u64)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Timestamp {
@@ -333,7 +333,7 @@ impl Timestamp {
     pub const ORIGIN_SET_FEATURES: u8 = 0b001;
 }
 
-/// Host Behavior Support (FID 16h), a data structure of 512 bytes.
+/// Host Behavior Support (FID 16h; 5.27.1.18), a data structure of 512 bytes.
 #[derive(Debug, Clone, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct HostBehaviorSupport {

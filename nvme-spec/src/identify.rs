@@ -1,22 +1,26 @@
 //! Data structures that the Identify command returns (Base 2.0, 5.17.2; NVM Command Set 1.0, 4.1.5). All are
 //! 4096 bytes long.
 
+mod capabilities;
 mod controller;
 mod identifiers;
+mod io_command_set;
 mod lists;
 mod namespace;
+mod power_state;
 mod text;
 
-pub use controller::{
-    Cmic, Ctratt, EntrySizes, Fna, Frmw, Fuses, IdentifyController, Lpa, Oacs, Oaes, Oncs,
-    PowerStateDescriptor, PowerStateFlags, Sgls, Vwc,
-};
+pub use capabilities::{Cmic, Ctratt, EntrySizes, Fna, Frmw, Fuses, Lpa, Oacs, Oaes, Oncs, Sgls, Vwc};
+pub use controller::IdentifyController;
 pub use identifiers::{NamespaceIdentificationDescriptors, NamespaceIdentifier};
+pub use io_command_set::{
+    ExtendedLbaFormat, IdentifyControllerNvm, IdentifyNamespaceIndependent, IdentifyNamespaceNvm, Nstat,
+};
 pub use lists::{ControllerList, IoCommandSetCombinations, NamespaceList};
 pub use namespace::{
-    Dlfeat, Dpc, Dps, ExtendedLbaFormat, Flbas, Fpi, IdentifyControllerNvm, IdentifyNamespace,
-    IdentifyNamespaceIndependent, IdentifyNamespaceNvm, LbaFormat, Mc, Nmic, NsAttr, Nsfeat, Nstat, Rescap,
+    Dlfeat, Dpc, Dps, Flbas, Fpi, IdentifyNamespace, LbaFormat, Mc, Nmic, NsAttr, Nsfeat, Rescap,
 };
+pub use power_state::{PowerStateDescriptor, PowerStateFlags};
 pub use text::{AsciiField, NvmeQualifiedName};
 
 /// CNS, Controller or Namespace Structure: which data structure Identify returns (Base 2.0, 5.17.1).
@@ -39,10 +43,6 @@ pub mod cns {
     pub const IO_COMMAND_SET_ACTIVE_NAMESPACE_ID_LIST: u8 = 0x07;
     /// I/O Command Set Independent Identify Namespace, for the NSID.
     pub const IO_COMMAND_SET_INDEPENDENT_NAMESPACE: u8 = 0x08;
-    /// Identify Namespace for a User Data Format index.
-    pub const NAMESPACE_USER_DATA_FORMAT: u8 = 0x09;
-    /// I/O Command Set specific Identify Namespace for a User Data Format index.
-    pub const IO_COMMAND_SET_NAMESPACE_USER_DATA_FORMAT: u8 = 0x0A;
     /// Allocated Namespace ID list.
     pub const ALLOCATED_NAMESPACE_ID_LIST: u8 = 0x10;
     /// Identify Namespace, for an allocated NSID.

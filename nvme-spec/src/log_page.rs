@@ -1,4 +1,4 @@
-//! Log pages that Get Log Page returns (Base 2.0, 5.16.1). The Changed Namespace List (04h) is an
+//! Log pages that Get Log Page returns (Base 2.0, 5.16.1). The Changed Namespace List (04h, 5.16.1.5) is an
 //! [`identify::NamespaceList`](crate::identify::NamespaceList).
 
 mod effects;
@@ -72,7 +72,7 @@ pub mod lid {
     pub const SANITIZE_STATUS: u8 = 0x81;
 }
 
-/// Firmware Slot Information (LID 03h), 512 bytes.
+/// Firmware Slot Information (LID 03h), 512 bytes (5.16.1.4).
 #[derive(Debug, Clone, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct FirmwareSlotInformation {
@@ -95,7 +95,7 @@ impl Default for FirmwareSlotInformation {
     }
 }
 
-/// AFI, Active Firmware Info.
+/// AFI, Active Firmware Info (5.16.1.4).
 #[bitfield(u8)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct ActiveFirmwareInfo {

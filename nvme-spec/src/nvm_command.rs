@@ -221,7 +221,9 @@ command_dwords!(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::admin_command::{GetLogPage, SetFeatures};
     use crate::{NvmOpcode, SubmissionQueueEntry};
+    use proptest::prelude::*;
 
     #[test]
     fn read_write_dwords() {
@@ -271,5 +273,27 @@ mod tests {
         assert_eq!(sqe.dwords::<DatasetManagement>().number_of_ranges(), 256);
         let range = DatasetManagementRange { context_attributes: 1, length_lbas: 2, slba: 3 };
         assert_eq!(range.as_bytes(), [1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
+    }
+
+    proptest! {
+        #[test]
+        fn writing_back_what_was_read_changes_no_bit_of_a_command(bytes: [[u8; 32]; 2]) {
+            let sqe = SubmissionQueueEntry::read_from_bytes(bytes.as_flattened()).unwrap();
+            prop_assert_eq!(sqe.with_dwords(sqe.dwords::<ReadWrite>()), sqe);
+            prop_assert_eq!(sqe.with_dwords(sqe.dwords::<WriteZeroes>()), sqe);
+            prop_assert_eq!(sqe.with_dwords(sqe.dwords::<DatasetManagement>()), sqe);
+            prop_assert_eq!(sqe.with_dwords(sqe.dwords::<GetLogPage>()), sqe);
+            prop_assert_eq!(sqe.with_dwords(sqe.dwords::<SetFeatures>()), sqe);
+            prop_assert_eq!(sqe.with_sgl(sqe.sgl1()).sgl1(), sqe.sgl1());
+        }
+
+        #[test]
+        fn slba_and_blocks_are_the_dwords_of_the_command(cdw10: u32, cdw11: u32, nlb: u16, cdw12_high: u16) {
+            let cdw12 = u32::from(cdw12_high) << 16 | u32::from(nlb);
+            let command = SubmissionQueueEntry { cdw10, cdw11, cdw12, ..Default::default() }.dwords::<ReadWrite>();
+            prop_assert_eq!(command.slba(), u64::from(cdw11) << 32 | u64::from(cdw10));
+            prop_assert_eq!(command.number_of_logical_blocks(), u32::from(nlb) + 1);
+            prop_assert_eq!(command.fua(), cdw12 & 1 << 30 != 0);
+        }
     }
 }

@@ -106,6 +106,7 @@ impl std::fmt::Debug for NamespaceIdentificationDescriptors {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     const IDENTIFIERS: [NamespaceIdentifier; 4] = [
         NamespaceIdentifier::Eui64([1; 8]),
@@ -143,5 +144,17 @@ mod tests {
         let list: NamespaceIdentificationDescriptors =
             std::iter::repeat_n(NamespaceIdentifier::Uuid([7; 16]), 1000).collect();
         assert_eq!(list.iter().count(), 4096 / 20);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_without_panic_and_what_was_read_survives_writing(
+            bytes in proptest::collection::vec(prop_oneof![0..20_u8, any::<u8>()], 4096),
+        ) {
+            let list = NamespaceIdentificationDescriptors::read_from_bytes(&bytes).unwrap();
+            let identifiers: Vec<_> = list.iter().collect();
+            let written: NamespaceIdentificationDescriptors = identifiers.iter().copied().collect();
+            prop_assert!(written.iter().eq(identifiers));
+        }
     }
 }

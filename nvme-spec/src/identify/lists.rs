@@ -90,7 +90,7 @@ impl std::fmt::Debug for ControllerList {
     }
 }
 
-/// Identify I/O Command Set (CNS 1Ch), 4096 bytes: combinations of I/O command sets, one bit per CSI; the I/O Command
+/// Identify I/O Command Set (CNS 1Ch), 4096 bytes (Base 2.0, 5.17.2.21): combinations of I/O command sets, one bit per CSI; the I/O Command
 /// Set Profile feature selects one by its index.
 #[derive(Clone, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]

@@ -4,7 +4,7 @@ use crate::{AdminOpcode, NvmOpcode};
 use bitfield_struct::bitfield;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
-/// Scope of a command (CSP) or a feature (FSP), as bits; none set means not reported.
+/// Scope of a command (CSP) or a feature (FSP), as bits; none set means not reported (5.16.1.6, 5.16.1.18).
 pub mod scope {
     /// Namespace.
     pub const NAMESPACE: u16 = 1 << 0;
@@ -20,7 +20,7 @@ pub mod scope {
     pub const NVM_SUBSYSTEM: u16 = 1 << 5;
 }
 
-/// Supported Log Pages (LID 00h), 1024 bytes.
+/// Supported Log Pages (LID 00h), 1024 bytes (5.16.1.1).
 #[derive(Debug, Clone, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub struct SupportedLogPages(pub [LidSupported; 256]);
@@ -45,7 +45,7 @@ impl SupportedLogPages {
     }
 }
 
-/// LID Supported and Effects, 4 bytes.
+/// LID Supported and Effects, 4 bytes (5.16.1.1).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct LidSupported {
@@ -59,7 +59,7 @@ pub struct LidSupported {
     pub lid_specific: u16,
 }
 
-/// Commands Supported and Effects (LID 05h), 4096 bytes.
+/// Commands Supported and Effects (LID 05h), 4096 bytes (5.16.1.6).
 #[derive(Debug, Clone, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct CommandsSupportedAndEffects {
@@ -92,7 +92,7 @@ impl CommandsSupportedAndEffects {
     }
 }
 
-/// Commands Supported and Effects data structure, 4 bytes.
+/// Commands Supported and Effects data structure, 4 bytes (5.16.1.6).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct CommandEffects {
@@ -106,11 +106,8 @@ pub struct CommandEffects {
     pub nic: bool,
     /// CCC, Controller Capability Change.
     pub ccc: bool,
-    #[bits(9)]
+    #[bits(11)]
     __: u16,
-    /// CSER, Command Submission and Execution Relaxations.
-    #[bits(2)]
-    pub cser: u8,
     /// CSE, Command Submission and Execution: 0 no restriction, 1 no other command to the namespace, 2 to any.
     #[bits(3)]
     pub cse: u8,
@@ -121,7 +118,7 @@ pub struct CommandEffects {
     pub csp: u16,
 }
 
-/// Feature Identifiers Supported and Effects (LID 12h), 1024 bytes.
+/// Feature Identifiers Supported and Effects (LID 12h), 1024 bytes (5.16.1.18).
 #[derive(Debug, Clone, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub struct FeatureIdentifiersSupportedAndEffects(pub [FeatureEffects; 256]);
@@ -135,7 +132,7 @@ impl Default for FeatureIdentifiersSupportedAndEffects {
     }
 }
 
-/// FID Supported and Effects data structure, 4 bytes.
+/// FID Supported and Effects data structure, 4 bytes (5.16.1.18).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct FeatureEffects {
@@ -181,7 +178,7 @@ mod tests {
         expected[0x80 * 4..0x81 * 4].copy_from_slice(&[0x07, 0, 0x01, 0]);
         expected[1024 + 4..1024 + 8].copy_from_slice(&[0x03, 0, 0x10, 0]);
         assert_eq!(page.as_bytes(), expected);
-        assert_eq!(CommandEffects::new().with_cser(3).with_uuid_selection(true).into_bits(), 0x0008_C000);
+        assert_eq!(CommandEffects::new().with_ccc(true).with_uuid_selection(true).into_bits(), 0x0008_0010);
     }
 
     #[test]

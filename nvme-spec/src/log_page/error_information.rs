@@ -1,4 +1,4 @@
-//! Error Information, LID 01h (Base 2.0, 5.16.1).
+//! Error Information, LID 01h (Base 2.0, 5.16.1.2).
 
 use crate::Status;
 use bitfield_struct::bitfield;

@@ -1,4 +1,4 @@
-//! SMART / Health Information, LID 02h (Base 2.0, 5.16.1).
+//! SMART / Health Information, LID 02h (Base 2.0, 5.16.1.3).
 
 use bitfield_struct::bitfield;
 use std::fmt;
@@ -39,7 +39,7 @@ impl fmt::Debug for U128 {
     }
 }
 
-/// SMART / Health Information (LID 02h), 512 bytes.
+/// SMART / Health Information (LID 02h), 512 bytes (5.16.1.3).
 #[derive(Debug, Clone, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct SmartHealthInformation {
@@ -124,7 +124,7 @@ impl SmartHealthInformation {
 }
 
 /// Critical Warning of the SMART / Health Information log page; the Asynchronous Event Configuration feature
-/// selects among the same bits.
+/// selects among the same bits (5.16.1.3, 5.27.1.8).
 #[bitfield(u8)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct CriticalWarning {
