@@ -1,6 +1,8 @@
 //! Asynchronous events (NVMe Base 2.0c, 5.2): the requests that a host keeps outstanding, and the events that
 //! complete them.
 
+use nvme_spec::async_event::AsynchronousEvent;
+use nvme_spec::log_page::lid;
 use std::collections::VecDeque;
 
 /// Asynchronous Event Requests that a host may have outstanding (AERL + 1).
@@ -13,13 +15,7 @@ pub enum AsyncEvent {
     InvalidDoorbellRegister,
     /// A doorbell was written with a value outside of its queue, or one that leaves a queue more than full.
     InvalidDoorbellValue,
-    /// A failure that is expected to go on.
-    PersistentInternalError,
-    /// A failure that is not expected to go on.
-    TransientInternalError,
-    /// The NVM subsystem's reliability is compromised (critical warnings 2, 3 and 4).
-    Reliability,
-    /// A temperature is past its threshold (critical warning 1).
+    /// A temperature is past its threshold.
     Temperature,
     /// Identify Namespace data of some namespace has changed.
     NamespaceAttributeChanged,
@@ -38,25 +34,20 @@ const TYPES: [EventType; 3] = [EventType::Error, EventType::Smart, EventType::No
 impl AsyncEvent {
     pub(super) fn event_type(self) -> EventType {
         match self {
-            Self::InvalidDoorbellRegister
-            | Self::InvalidDoorbellValue
-            | Self::PersistentInternalError
-            | Self::TransientInternalError => EventType::Error,
-            Self::Reliability | Self::Temperature => EventType::Smart,
+            Self::InvalidDoorbellRegister | Self::InvalidDoorbellValue => EventType::Error,
+            Self::Temperature => EventType::Smart,
             Self::NamespaceAttributeChanged => EventType::Notice,
         }
     }
 
-    /// Dword 0 of the completion: type (bits 2:0), information (15:8), log page (23:16).
-    fn dw0(self) -> u32 {
-        let information = match self {
-            Self::InvalidDoorbellRegister | Self::Reliability | Self::NamespaceAttributeChanged => 0,
-            Self::InvalidDoorbellValue | Self::Temperature => 1,
-            Self::PersistentInternalError => 3,
-            Self::TransientInternalError => 4,
-        };
-        let event_type = self.event_type();
-        u32::from(event_type.log_page()) << 16 | information << 8 | event_type as u32
+    /// As the completion's Dword 0 tells it.
+    fn on_the_wire(self) -> AsynchronousEvent {
+        match self {
+            Self::InvalidDoorbellRegister => AsynchronousEvent::INVALID_DOORBELL_REGISTER,
+            Self::InvalidDoorbellValue => AsynchronousEvent::INVALID_DOORBELL_VALUE,
+            Self::Temperature => AsynchronousEvent::TEMPERATURE_THRESHOLD,
+            Self::NamespaceAttributeChanged => AsynchronousEvent::NAMESPACE_ATTRIBUTE_CHANGED,
+        }
     }
 }
 
@@ -64,9 +55,9 @@ impl EventType {
     /// The log page whose reading clears events of this type.
     fn log_page(self) -> u8 {
         match self {
-            Self::Error => 0x01,
-            Self::Smart => 0x02,
-            Self::Notice => 0x04,
+            Self::Error => lid::ERROR_INFORMATION,
+            Self::Smart => lid::SMART_HEALTH_INFORMATION,
+            Self::Notice => lid::CHANGED_NAMESPACE_LIST,
         }
     }
 }
@@ -154,7 +145,7 @@ impl AsyncEvents {
             if let TypeState::Pending(event) = *state {
                 let cid = self.requests.pop_front()?;
                 *state = TypeState::Masked;
-                return Some(EventCompletion { cid, dw0: event.dw0() });
+                return Some(EventCompletion { cid, dw0: event.on_the_wire().into_bits() });
             }
         }
         None
@@ -171,12 +162,9 @@ mod tests {
 
     #[test]
     fn dword_0_names_type_information_and_log_page() {
-        let dw0 = |event: AsyncEvent| event.dw0();
+        let dw0 = |event: AsyncEvent| event.on_the_wire().into_bits();
         assert_eq!(dw0(AsyncEvent::InvalidDoorbellRegister), 0x0001_0000);
         assert_eq!(dw0(AsyncEvent::InvalidDoorbellValue), 0x0001_0100);
-        assert_eq!(dw0(AsyncEvent::PersistentInternalError), 0x0001_0300);
-        assert_eq!(dw0(AsyncEvent::TransientInternalError), 0x0001_0400);
-        assert_eq!(dw0(AsyncEvent::Reliability), 0x0002_0001);
         assert_eq!(dw0(AsyncEvent::Temperature), 0x0002_0101);
         assert_eq!(dw0(AsyncEvent::NamespaceAttributeChanged), 0x0004_0002);
     }

@@ -1,21 +1,15 @@
 //! The Error Information log (NVMe Base 2.0c, 5.16.1.2).
 
 use nvme_spec::Status;
+use nvme_spec::log_page::{ErrorInformation, ParameterErrorLocation};
+use std::collections::VecDeque;
+use zerocopy::IntoBytes;
 
 /// Entries in the log (ELPE + 1).
 pub const ERROR_LOG_ENTRIES: usize = 64;
 
-/// Says "none" where an entry names a queue, a command or a parameter.
+/// Says "none" where an entry names a queue or a command.
 const NONE: u16 = 0xffff;
-
-/// Where in a submission queue entry the parameter begins that an error is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ParameterLocation {
-    /// Byte, 0 to 63.
-    pub byte: u8,
-    /// Bit of that byte, 0 to 7.
-    pub bit: u8,
-}
 
 /// A command that ended with an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,8 +20,8 @@ pub struct CommandError {
     pub cid: u16,
     /// How it ended.
     pub status: Status,
-    /// The parameter to blame, if it was one.
-    pub location: Option<ParameterLocation>,
+    /// The parameter to blame, or [`ParameterErrorLocation::NONE`].
+    pub location: ParameterErrorLocation,
     /// First logical block that the error is about; 0 if none is.
     pub lba: u64,
     /// The command's namespace; 0 if it has none.
@@ -37,6 +31,8 @@ pub struct CommandError {
 /// The most recent errors, and how many there have ever been.
 #[derive(Debug, Default)]
 pub(super) struct ErrorLog {
+    /// Newest first.
+    entries: VecDeque<ErrorInformation>,
     /// Survives resets, so that an entry is never taken for another.
     count: u64,
 }
@@ -44,28 +40,54 @@ pub(super) struct ErrorLog {
 impl ErrorLog {
     /// Enters an error and returns the status that its command is completed with: there is more to know.
     pub(super) fn record(&mut self, error: CommandError) -> Status {
-        let location = error.location.map_or(NONE, |at| u16::from(at.bit & 7) << 8 | u16::from(at.byte));
         let status = error.status.with_more();
-        let _ = (location, error);
-        self.push();
+        let mut entry = ErrorInformation {
+            sqid: error.sqid,
+            cid: error.cid,
+            parameter_error_location: error.location,
+            lba: error.lba,
+            nsid: error.nsid,
+            ..Default::default()
+        };
+        // The phase tag is the queue's affair, and left out.
+        entry.set_status(status, false);
+        self.push(entry);
         status
     }
 
     /// Enters an error event, which is about no command.
     pub(super) fn record_event(&mut self, sqid: Option<u16>) {
-        let _ = sqid;
-        self.push();
+        self.push(ErrorInformation {
+            sqid: sqid.unwrap_or(NONE),
+            cid: NONE,
+            parameter_error_location: ParameterErrorLocation::NONE,
+            ..Default::default()
+        });
     }
 
-    fn push(&mut self) {
+    fn push(&mut self, mut entry: ErrorInformation) {
         self.count = self.count.saturating_add(1);
+        entry.error_count = self.count;
+        self.entries.truncate(ERROR_LOG_ENTRIES - 1);
+        self.entries.push_front(entry);
     }
 
     /// Removes the entries, as power cycles and Controller Level Resets do.
-    pub(super) fn clear(&mut self) {}
+    pub(super) fn clear(&mut self) {
+        self.entries.clear();
+    }
 
     /// Errors ever entered.
     pub(super) fn count(&self) -> u64 {
         self.count
+    }
+
+    /// The log page: as many entries as it ever has, those not in use all zero.
+    pub(super) fn page(&self) -> Vec<u8> {
+        let mut page = vec![0; ERROR_LOG_ENTRIES * size_of::<ErrorInformation>()];
+        for (slot, entry) in page.chunks_exact_mut(size_of::<ErrorInformation>()).zip(&self.entries) {
+            slot.copy_from_slice(entry.as_bytes());
+        }
+        page
     }
 }

@@ -1,7 +1,7 @@
 //! Why an admin command fails, and which of its fields is to blame.
 
-use super::error_log::ParameterLocation;
 use nvme_spec::Status;
+use nvme_spec::log_page::ParameterErrorLocation;
 
 /// First bytes of fields of a submission queue entry (NVMe Base 2.0c, Figure 87), for parameter error locations.
 pub(super) mod field {
@@ -19,19 +19,18 @@ pub(super) mod field {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Fault {
     pub(super) status: Status,
-    pub(super) location: Option<ParameterLocation>,
+    pub(super) location: ParameterErrorLocation,
 }
 
 impl Fault {
     /// A wrong value in the field that begins at `byte`. Sending it again would not help.
     pub(super) fn new(status: Status, byte: u8) -> Self {
-        Self { status: status.with_dnr(), location: Some(ParameterLocation { byte, bit: 0 }) }
+        Self { status: status.with_dnr(), location: ParameterErrorLocation::new().with_byte(byte) }
     }
 
     /// As [`Fault::new`], where the field begins at a bit of that byte.
     pub(super) fn at_bit(self, bit: u8) -> Self {
-        let location = self.location.map(|location| ParameterLocation { bit, ..location });
-        Self { location, ..self }
+        Self { location: self.location.with_bit(bit), ..self }
     }
 
     pub(super) fn invalid_field(byte: u8) -> Self {
@@ -51,6 +50,6 @@ impl Fault {
 /// No field's fault.
 impl From<Status> for Fault {
     fn from(status: Status) -> Self {
-        Self { status, location: None }
+        Self { status, location: ParameterErrorLocation::NONE }
     }
 }

@@ -1,36 +1,13 @@
 //! Get Log Page (NVMe Base 2.0c, 5.16).
 
 use super::fault::{Fault, field};
+use super::support::LOG_PAGES;
 use super::{Admin, HostBuffer, Machine, Outcome};
 use nvme_spec::admin_command::{GetLogPage, GetLogPageCdw14};
+use nvme_spec::identify::{NamespaceList, csi};
+use nvme_spec::log_page::{ActiveFirmwareInfo, FirmwareSlotInformation, SupportedLogPages, lid};
 use nvme_spec::{NSID_BROADCAST, Status, SubmissionQueueEntry};
-
-/// NSIDs that one page of a list has room for.
-const LIST_ENTRIES: usize = 1024;
-
-/// The log pages that there are (NVMe Base 2.0c, Figure 202), all about the controller as a whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LogPage {
-    SupportedLogPages = 0x00,
-    ChangedNamespaces = 0x04,
-    CommandEffects = 0x05,
-    FeatureEffects = 0x12,
-    ManagementEffects = 0x13,
-}
-
-impl LogPage {
-    pub(super) const ALL: [Self; 5] = [
-        Self::SupportedLogPages,
-        Self::ChangedNamespaces,
-        Self::CommandEffects,
-        Self::FeatureEffects,
-        Self::ManagementEffects,
-    ];
-
-    fn from_identifier(identifier: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|&log_page| log_page as u8 == identifier)
-    }
-}
+use zerocopy::IntoBytes;
 
 impl Admin {
     pub(super) fn get_log_page(
@@ -40,21 +17,20 @@ impl Admin {
         machine: &dyn Machine,
     ) -> Result<Outcome, Fault> {
         let dwords = sqe.dwords::<GetLogPage>();
-        let log_page = LogPage::from_identifier(dwords.lid())
-            .ok_or_else(|| Fault::new(Status::INVALID_LOG_PAGE, field::CDW10))?;
+        let lid = dwords.lid();
+        let page = self.log_page(lid, sqe, machine)?;
         // There is nothing that a single namespace has a page of.
         if !matches!(sqe.nsid, 0 | NSID_BROADCAST) {
             return Err(Fault::invalid_field(field::NSID));
         }
         let len = self.log_page_transfer(dwords)?;
-        let page = self.log_page(log_page, sqe, machine)?;
         let rest = log_page_rest(sqe, dwords.lpo(), &page)?;
         let mut data = rest[..rest.len().min(len)].to_vec();
         // Past its end a page is undefined; the host gets zeroes.
         data.resize(len, 0);
         host.write(&data)?;
         if !dwords.rae() {
-            self.log_page_read(log_page);
+            self.log_page_read(lid);
         }
         Ok(Outcome::DONE)
     }
@@ -67,45 +43,46 @@ impl Admin {
             .ok_or_else(|| Fault::invalid_field(field::CDW10 + 2))
     }
 
-    fn log_page(
-        &self,
-        log_page: LogPage,
-        sqe: &SubmissionQueueEntry,
-        machine: &dyn Machine,
-    ) -> Result<Vec<u8>, Fault> {
-        Ok(match log_page {
-            LogPage::SupportedLogPages => self.supported_log_pages(),
-            LogPage::ChangedNamespaces => self.changed_namespaces_page(),
-            LogPage::CommandEffects => {
-                // The NVM command set is the only one.
-                if GetLogPageCdw14::from_bits(sqe.cdw14).csi() != 0 {
+    fn log_page(&self, lid: u8, sqe: &SubmissionQueueEntry, machine: &dyn Machine) -> Result<Vec<u8>, Fault> {
+        Ok(match lid {
+            lid::SUPPORTED_LOG_PAGES => SupportedLogPages::from_iter(LOG_PAGES).as_bytes().to_vec(),
+            lid::ERROR_INFORMATION => self.errors.page(),
+            lid::SMART_HEALTH_INFORMATION => self.smart_log(machine).as_bytes().to_vec(),
+            lid::FIRMWARE_SLOT_INFORMATION => self.firmware_slots().as_bytes().to_vec(),
+            lid::CHANGED_NAMESPACE_LIST => self.changed_namespace_list().as_bytes().to_vec(),
+            lid::COMMANDS_SUPPORTED_AND_EFFECTS => {
+                if GetLogPageCdw14::from_bits(sqe.cdw14).csi() != csi::NVM {
                     return Err(Fault::invalid_field(field::CDW14 + 3));
                 }
-                self.command_effects()
+                self.command_effects().as_bytes().to_vec()
             }
-            LogPage::FeatureEffects => self.feature_effects(),
+            lid::FEATURE_IDENTIFIERS_SUPPORTED_AND_EFFECTS => self.feature_effects().as_bytes().to_vec(),
             // No NVMe-MI command is supported.
-            LogPage::ManagementEffects => vec![0; 4096],
+            lid::NVME_MI_COMMANDS_SUPPORTED_AND_EFFECTS => vec![0; 4096],
+            _ => return Err(Fault::new(Status::INVALID_LOG_PAGE, field::CDW10)),
         })
     }
 
     /// A page has been read, and its events are not to be retained.
-    fn log_page_read(&mut self, log_page: LogPage) {
-        if log_page == LogPage::ChangedNamespaces {
+    fn log_page_read(&mut self, lid: u8) {
+        if lid == lid::CHANGED_NAMESPACE_LIST {
             self.changed_namespaces.clear();
         }
-        self.events.log_page_read(log_page as u8);
+        self.events.log_page_read(lid);
     }
 
-    /// Changed Namespace List (04h; NVMe Base 2.0c, 5.16.1.5), or FFFFFFFFh where it would not fit.
-    fn changed_namespaces_page(&self) -> Vec<u8> {
-        let mut page = if self.changed_namespaces.len() > LIST_ENTRIES {
-            u32::MAX.to_le_bytes().to_vec()
-        } else {
-            self.changed_namespaces.iter().flat_map(|nsid| nsid.to_le_bytes()).collect()
-        };
-        page.resize(LIST_ENTRIES * 4, 0);
+    /// Firmware Slot Information (03h): one slot, active.
+    fn firmware_slots(&self) -> FirmwareSlotInformation {
+        let afi = ActiveFirmwareInfo::new().with_active_slot(1);
+        let mut page = FirmwareSlotInformation { afi, ..Default::default() };
+        page.frs[0] = self.firmware_revision();
         page
+    }
+
+    /// Changed Namespace List (04h).
+    fn changed_namespace_list(&self) -> NamespaceList {
+        // MAX_NSID makes sure that there is room.
+        self.changed_namespaces.iter().copied().collect()
     }
 }
 

@@ -13,18 +13,19 @@
 //! Left out, because optional and of no use here: Keep Alive (KAS is 0), Namespace Management, firmware download,
 //! Format NVM, self-test, sanitize, directives, security, telemetry, Host Behavior Support.
 
-#![allow(dead_code, unused_variables)] // until Identify and the remaining log pages are in
-
 pub mod async_event;
 pub mod error_log;
 mod fault;
 pub mod features;
+mod identify;
 mod log_page;
 mod smart;
 mod support;
+#[cfg(test)]
+mod tests;
 
 pub use async_event::{AsyncEvent, EVENT_REQUEST_LIMIT, EventCompletion};
-pub use error_log::{CommandError, ERROR_LOG_ENTRIES, ParameterLocation};
+pub use error_log::{CommandError, ERROR_LOG_ENTRIES};
 pub use features::Features;
 
 use crate::namespace::Namespace;
@@ -32,8 +33,10 @@ use crate::subsystem::{ControllerId, Subsystem, SubsystemError};
 use async_event::AsyncEvents;
 use error_log::ErrorLog;
 use fault::{Fault, field};
-use nvme_spec::{AdminOpcode, CommandFlags, FusedOperation, Status, StatusCodeType, SubmissionQueueEntry};
-use smart::{Health, Warnings};
+use nvme_spec::identify::Sgls;
+use nvme_spec::log_page::CriticalWarning;
+use nvme_spec::{AdminOpcode, CommandFlags, FusedOperation, Status, SubmissionQueueEntry};
+use smart::Health;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,13 +55,13 @@ pub struct Options {
     pub mdts: u8,
     /// Whether Doorbell Buffer Config is offered.
     pub shadow_doorbells: bool,
-    /// SGL support, as reported (NVMe Base 2.0c, Figure 275, SGLS).
-    pub sgls: u32,
+    /// SGL support, as reported.
+    pub sgls: Sgls,
     /// Vendor ID, as in the configuration space.
     pub pci_vendor_id: u16,
     /// Subsystem Vendor ID, as in the configuration space.
     pub pci_subsystem_vendor_id: u16,
-    /// Firmware revision, at most 8 ASCII characters: longer ones are cut.
+    /// Firmware revision, at most 8 ASCII characters.
     pub firmware_revision: String,
 }
 
@@ -148,8 +151,8 @@ pub struct Admin {
     events: AsyncEvents,
     errors: ErrorLog,
     health: Health,
-    /// Critical warnings that events were raised for, as long as they last.
-    warned: Warnings,
+    /// Critical warnings that events were raised for, as long as they last and are wanted.
+    warned: CriticalWarning,
     /// NSIDs whose attributes changed since log page 04h was last read.
     changed_namespaces: BTreeSet<u32>,
 }
@@ -161,6 +164,7 @@ impl Admin {
     ///
     /// The subsystem has all the controllers that it may have.
     pub fn new(subsystem: &Arc<Subsystem>, mut options: Options) -> Result<Self, SubsystemError> {
+        options.io_queues = options.io_queues.max(1);
         options.mdts = options.mdts.clamp(1, Options::MAX_MDTS);
         Ok(Self {
             id: subsystem.allocate_controller()?,
@@ -169,7 +173,7 @@ impl Admin {
             events: AsyncEvents::default(),
             errors: ErrorLog::default(),
             health: Health::default(),
-            warned: Warnings::default(),
+            warned: CriticalWarning::new(),
             changed_namespaces: BTreeSet::new(),
         })
     }
@@ -225,6 +229,7 @@ impl Admin {
             return Err(Fault::invalid_field(field::FLAGS));
         }
         match opcode {
+            AdminOpcode::IDENTIFY => self.identify(sqe, host),
             AdminOpcode::GET_LOG_PAGE => self.get_log_page(sqe, host, machine),
             AdminOpcode::SET_FEATURES => self.set_features(sqe, host, machine),
             AdminOpcode::GET_FEATURES => self.get_features(sqe, host),
@@ -265,7 +270,7 @@ impl Admin {
     /// A command ended with an error that [`Admin::execute`] does not know of. Returns the status to post: the same,
     /// and that there is more about it in the error log.
     pub fn record_error(&mut self, error: CommandError) -> Status {
-        if error.status.sct() == StatusCodeType::MediaAndDataIntegrity {
+        if is_media_error(error.status) {
             self.subsystem().count_media_error();
         }
         self.errors.record(error)
@@ -284,7 +289,7 @@ impl Admin {
         self.features = Features::new(self.id.subsystem(), &self.options);
         self.events = AsyncEvents::default();
         self.errors.clear();
-        self.warned = Warnings::default();
+        self.warned = CriticalWarning::new();
     }
 
     /// The guest's power went, and with the next guest it comes back. `orderly`: nothing was enabled, or a shutdown
@@ -295,19 +300,14 @@ impl Admin {
         self.health.power_cycle(orderly);
     }
 
-    /// Raises an event for each critical warning that has come up and that the host wants to hear of.
+    /// Raises an event for a critical warning that has come up and that the host wants to hear of. The temperature's
+    /// is the only one there is.
     fn check_health(&mut self) {
-        let warnings = self.warnings();
-        let wanted = self.features.critical_warnings().intersection(warnings);
-        let new = wanted.difference(self.warned);
-        // What is over, or no longer wanted, may be told again.
-        self.warned = wanted;
-        if new.contains(Warnings::TEMPERATURE) {
+        let temperature = self.warnings().temperature() && self.features.wants(AsyncEvent::Temperature);
+        if temperature && !self.warned.temperature() {
             self.events.raise(AsyncEvent::Temperature);
         }
-        if new.intersects(Warnings::UNRELIABLE) {
-            self.events.raise(AsyncEvent::Reliability);
-        }
+        self.warned.set_temperature(temperature);
     }
 
     /// The namespace with this NSID. Base 2.0c, 3.2.1.5: one that cannot exist is an invalid namespace, one that
@@ -323,4 +323,17 @@ impl Admin {
     fn max_transfer(&self) -> usize {
         4096 << self.options.mdts
     }
+}
+
+/// Whether a status is about data that the medium lost or refused: SCT 2h has others besides.
+fn is_media_error(status: Status) -> bool {
+    matches!(
+        status.code(),
+        Status::WRITE_FAULT
+            | Status::UNRECOVERED_READ_ERROR
+            | Status::END_TO_END_GUARD_CHECK_ERROR
+            | Status::END_TO_END_APPLICATION_TAG_CHECK_ERROR
+            | Status::END_TO_END_REFERENCE_TAG_CHECK_ERROR
+            | Status::END_TO_END_STORAGE_TAG_CHECK_ERROR
+    )
 }

@@ -12,6 +12,8 @@ use crate::reactor::message::{ControllerIndex, Message, ShardRequest, Ticket, Tu
 use crate::subsystem::Subsystem;
 use crate::transfer::{SegmentList, Walker};
 use crossbeam::channel::{Receiver, Sender};
+use nvme_spec::identify::Sgls;
+use nvme_spec::log_page::ParameterErrorLocation;
 use nvme_spec::{Status, SubmissionQueueEntry};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -110,10 +112,10 @@ impl Controller {
         let features = self.admin.features();
         let coalescing = features.interrupt_coalescing();
         Tuning {
-            burst: features.arbitration_burst().map_or(u32::MAX, u32::from),
+            burst: features.arbitration().arbitration_burst().unwrap_or(u32::MAX),
             write_cache: features.volatile_write_cache(),
-            coalescing_threshold: u32::from(coalescing.threshold),
-            coalescing_time_us: u32::try_from(coalescing.time.as_micros()).unwrap_or(u32::MAX),
+            coalescing_threshold: coalescing.aggregation_threshold(),
+            coalescing_time_us: u32::try_from(coalescing.aggregation_time().as_micros()).unwrap_or(u32::MAX),
             coalescing_disabled: (0..=self.shared.io_queues)
                 .map(|vector| features.coalescing_disabled(vector))
                 .collect(),
@@ -127,7 +129,7 @@ impl Controller {
                 sqid: failure.sqid,
                 cid: failure.cid,
                 status: failure.status,
-                location: None,
+                location: ParameterErrorLocation::NONE,
                 lba: failure.lba,
                 nsid: failure.nsid,
             });
@@ -369,8 +371,14 @@ impl Control {
         let (status, dw0) = match result {
             Ok(dw0) => (Status::SUCCESS, dw0),
             Err(status) => {
-                let error =
-                    CommandError { sqid: 0, cid: sqe.cid, status, location: None, lba: 0, nsid: sqe.nsid };
+                let error = CommandError {
+                    sqid: 0,
+                    cid: sqe.cid,
+                    status,
+                    location: ParameterErrorLocation::NONE,
+                    lba: 0,
+                    nsid: sqe.nsid,
+                };
                 (controller.admin.record_error(error), 0)
             }
         };
@@ -445,7 +453,7 @@ pub(crate) fn admin_options(io_queues: u16, mdts: u8, shadow_doorbells: bool) ->
         mdts,
         shadow_doorbells,
         // Byte-aligned data blocks and segments; lists may be longer than the data.
-        sgls: 0b01 | 1 << 18,
+        sgls: Sgls::new().with_support(Sgls::SUPPORTED).with_excess_length(true),
         pci_vendor_id: crate::pci::config_space::VENDOR_ID,
         pci_subsystem_vendor_id: crate::pci::config_space::VENDOR_ID,
         firmware_revision: env!("CARGO_PKG_VERSION").to_owned(),
