@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nvme_spec::async_event::AsynchronousEvent;
 use nvme_spec::doorbell::Doorbell as DoorbellIndex;
 use nvme_spec::{ADMIN_QUEUE_ID, AdminOpcode, CompletionQueueEntry, Status, SubmissionQueueEntry};
 
@@ -11,7 +12,6 @@ use crate::command_identifier::CommandIdentifiers;
 use crate::dma::{DmaBuffer, DmaRange, DmaSpace};
 use crate::doorbell::Doorbell;
 use crate::error::{Error, Fault};
-use crate::event::AsynchronousEvent;
 use crate::patience::Patience;
 use crate::prp::{self, PrpListPages};
 use crate::queue::{CompletionQueue, SubmissionQueue};
@@ -256,8 +256,8 @@ impl AdminQueue {
     fn event(&mut self, entry: &CompletionQueueEntry) -> Result<(), Error> {
         match entry.result() {
             Ok(()) => {
-                let event = AsynchronousEvent::from_dw0(entry.dw0);
-                tracing::debug!("{}: {event}", self.registers.name());
+                let event = AsynchronousEvent::from_bits(entry.dw0);
+                tracing::debug!("{}: {event:?}", self.registers.name());
                 if self.events.len() == EVENTS_KEPT {
                     self.events.pop_front();
                 }

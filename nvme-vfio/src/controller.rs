@@ -6,10 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nvme_spec::admin_command::{DoorbellBufferConfig, Identify, SetFeatures};
+use nvme_spec::async_event::AsynchronousEvent;
+use nvme_spec::feature::{AsynchronousEventConfiguration, NumberOfQueues, fid};
 use nvme_spec::identify::{
     IdentifyController, IdentifyNamespace, NamespaceIdentificationDescriptors, NamespaceIdentifier,
     NamespaceList, cns,
 };
+use nvme_spec::log_page::CriticalWarning;
 use nvme_spec::registers::{Cap, ControllerConfiguration, Version};
 use nvme_spec::{AdminOpcode, Status, SubmissionQueueEntry};
 use zerocopy::{FromBytes, FromZeros, IntoBytes};
@@ -17,7 +20,6 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 use crate::admin::{AdminData, AdminQueue};
 use crate::dma::{DmaBuffer, DmaSpace};
 use crate::error::{Error, Fault};
-use crate::event::AsynchronousEvent;
 use crate::io_queue;
 use crate::namespace::Namespace;
 use crate::options::Options;
@@ -26,11 +28,8 @@ use crate::registers::Registers;
 use crate::shadow_doorbell::ShadowDoorbells;
 use crate::transport::Transport;
 
-/// Feature identifiers used here (Base Specification, Set Features).
-const FEATURE_NUMBER_OF_QUEUES: u8 = 0x07;
-const FEATURE_ASYNCHRONOUS_EVENT_CONFIGURATION: u8 = 0x0b;
-/// In the latter: all critical warnings of the SMART / Health log.
-const SMART_CRITICAL_WARNINGS: u32 = 0xff;
+/// The critical warnings of the SMART / Health log that any controller may have.
+const CRITICAL_WARNINGS: u8 = 0x1f;
 /// How long a controller that does not say (RTD3E) may take to shut down.
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
 
@@ -387,12 +386,12 @@ impl Shared {
 
     fn set_number_of_queues(&self, admin: &mut AdminQueue) -> Result<(), Error> {
         let wanted = self.options.queues.clamp(1, u16::MAX - 1);
-        let value = u32::from(wanted - 1) * 0x1_0001;
-        let granted =
-            admin.run(set_features(FEATURE_NUMBER_OF_QUEUES, value), AdminData::None, self.timeout())?;
-        // Both counts are 0's based, and more may be granted than was asked for.
-        let (submission, completion) = (granted & 0xffff, granted >> 16);
-        self.queue_ids().granted = wanted.min((submission.min(completion) + 1) as u16);
+        let value = NumberOfQueues::of(wanted.into(), wanted.into());
+        let command = set_features(fid::NUMBER_OF_QUEUES, value.into_bits());
+        let granted = NumberOfQueues::from_bits(admin.run(command, AdminData::None, self.timeout())?);
+        // More may be granted than was asked for.
+        let granted = granted.submission_queues().min(granted.completion_queues());
+        self.queue_ids().granted = granted.min(wanted.into()) as u16;
         Ok(())
     }
 
@@ -412,9 +411,10 @@ impl Shared {
     }
 
     fn configure_events(&self, admin: &mut AdminQueue) -> Result<(), Error> {
-        // The bits of OAES are those of the feature.
-        let wanted = SMART_CRITICAL_WARNINGS | (self.identify.oaes.into_bits() & !0xff);
-        let command = set_features(FEATURE_ASYNCHRONOUS_EVENT_CONFIGURATION, wanted);
+        let wanted = AsynchronousEventConfiguration::new()
+            .with_critical_warnings(CriticalWarning::from_bits(CRITICAL_WARNINGS))
+            .with_namespace_attribute(self.identify.oaes.namespace_attribute());
+        let command = set_features(fid::ASYNCHRONOUS_EVENT_CONFIGURATION, wanted.into_bits());
         match admin.run(command, AdminData::None, self.timeout()) {
             Ok(_) => {}
             Err(error @ Error::Command { .. }) => tracing::info!("{error}"),
