@@ -83,7 +83,11 @@ impl Control {
         let reactors = self.reactors.len();
         let controller = &mut self.controllers[index];
         let (id, size) = (command.qid(), command.queue_size());
-        if id == 0 || id > controller.shared.io_queues || controller.queues.completion.contains_key(&id) {
+        let granted = controller.admin.features().number_of_queues();
+        if id == 0
+            || u32::from(id) > granted.completion_queues()
+            || controller.queues.completion.contains_key(&id)
+        {
             return Err(Status::INVALID_QUEUE_IDENTIFIER.with_dnr());
         }
         if command.ien() && command.iv() > controller.shared.io_queues {
@@ -114,10 +118,14 @@ impl Control {
         let command: CreateIoSubmissionQueue = sqe.dwords();
         let controller = &mut self.controllers[index];
         let (id, size, cqid) = (command.qid(), command.queue_size(), command.cqid());
-        if id == 0 || id > controller.shared.io_queues || controller.queues.submission.contains_key(&id) {
+        let granted = controller.admin.features().number_of_queues();
+        if id == 0
+            || u32::from(id) > granted.submission_queues()
+            || controller.queues.submission.contains_key(&id)
+        {
             return Err(Status::INVALID_QUEUE_IDENTIFIER.with_dnr());
         }
-        if cqid == 0 || cqid > controller.shared.io_queues {
+        if cqid == 0 || u32::from(cqid) > granted.completion_queues() {
             return Err(Status::INVALID_QUEUE_IDENTIFIER.with_dnr());
         }
         let Some(cq) = controller.queues.completion.get(&cqid) else {
