@@ -39,7 +39,10 @@ impl Loopback {
     /// Hands a call to the controller and waits for its answer.
     fn call(&self, call: Call) -> io::Result<()> {
         let (sender, receiver) = mpsc::sync_channel(1);
-        let answer = move |result| drop(sender.send(result));
+        let answer = move |result| {
+            // Fails only if nobody waits any more.
+            let _ = sender.send(result);
+        };
         self.function.call(call, Box::new(answer));
         match receiver.recv() {
             Ok(result) => result.map_err(io::Error::from_raw_os_error),

@@ -6,6 +6,8 @@
 pub mod pci;
 pub mod vfio_user;
 
+pub use vfio_user::VfioUser;
+
 use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::BorrowedFd;
