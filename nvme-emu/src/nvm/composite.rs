@@ -80,8 +80,8 @@ impl Composite {
         // After an error the rest need not be tried.
         let part = *self.parts.get(self.next).filter(|_| self.error.is_none())?;
         // `prepare` made the buffer at least as long as the longest part.
-        let segment = (part.operation == Operation::Read)
-            .then(|| Segment { base: self.buffer.as_mut_ptr(), len: part.len as usize });
+        let segment = Segment { base: self.buffer.as_mut_ptr(), len: part.len as usize };
+        let segment = (part.operation == Operation::Read).then_some(segment);
         Some((part, segment))
     }
 

@@ -36,7 +36,7 @@ pub(crate) struct Reactor {
     reactors: Arc<[ReactorHandle]>,
     mode: PollMode,
     epoll: OwnedFd,
-    shards: Vec<Box<Shard>>,
+    shards: Vec<Shard>,
     disks: DiskQueues,
     doors: Vec<Door>,
     completions: Vec<Completion>,
@@ -147,7 +147,7 @@ impl Reactor {
     fn handle(&mut self, message: Message) -> bool {
         match message {
             Message::AddController(shared, vectors) => {
-                self.shards.push(Box::new(Shard::new(self.index, shared, vectors)));
+                self.shards.push(Shard::new(self.index, shared, vectors));
             }
             Message::AddFrontDoor(front) => {
                 if let Err(error) = watch(&self.epoll, front.wait_fd()) {

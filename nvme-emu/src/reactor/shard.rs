@@ -475,14 +475,11 @@ impl Shard {
     /// Hands admin commands to the control thread, as many as there is room for answers to.
     #[cold]
     fn fetch_admin(&mut self, index: usize) -> usize {
+        let Some(sq) = &mut self.sqs[index] else { return 0 };
+        let Some(cq) = &mut self.cqs[sq.cq] else { return 0 };
+        let room = cq.parameters.size as usize - 1;
         let mut fetched = 0;
-        loop {
-            let Some(sq) = &mut self.sqs[index] else { break };
-            let Some(cq) = &mut self.cqs[sq.cq] else { break };
-            let unanswered = self.admin_outstanding as usize + cq.backlog_len();
-            if sq.waiting() == 0 || unanswered + 1 >= cq.parameters.size as usize {
-                break;
-            }
+        while sq.waiting() > 0 && self.admin_outstanding as usize + cq.backlog_len() < room {
             let Some(sqe) = sq.peek() else { break };
             sq.advance();
             self.admin_outstanding += 1;
