@@ -7,10 +7,16 @@
 //! What this crate does not do: it has never heard of NVMe, and it starts no thread on the data path of its
 //! callers: whoever opens a queue polls it.
 //!
-//! Where to start reading: [`disk`] and [`queue`] for the contract, [`spec`] for how disks are named, [`null`] for the
-//! smallest implementation.
+//! Disks that are here: [`mod@file`] (files and block devices, five cache modes, io_uring or threads), [`mem`], [`null`].
+//! Whoever writes another one runs the contract's tests on it: `contract_suite!`, with the feature `contract`.
+//!
+//! Where to start reading: [`disk`] and [`queue`] for the contract, [`spec`] for how disks are named, [`registry`] for
+//! how they are opened, [`null`] for the smallest implementation.
 
+#[cfg(feature = "contract")]
+pub mod contract;
 pub mod disk;
+pub mod file;
 pub mod mem;
 pub mod null;
 pub mod queue;

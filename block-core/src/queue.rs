@@ -49,5 +49,7 @@ pub trait Queue {
 
     /// A descriptor that becomes readable when [`Queue::poll`] would find something, to sleep on; polling to
     /// emptiness makes it unreadable again. `None`: this queue never has a request pending.
+    ///
+    /// Only the queue's own thread is sure to be woken, and its sleep may end early with `EINTR`.
     fn wait_fd(&self) -> Option<BorrowedFd<'_>>;
 }

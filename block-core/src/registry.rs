@@ -1,6 +1,7 @@
 //! The table of schemes: which protocol opens which disk.
 
 use crate::disk::Disk;
+use crate::file::FileDisk;
 use crate::mem::MemDisk;
 use crate::null::NullDisk;
 use crate::spec::{DiskSpec, SpecError};
@@ -58,6 +59,7 @@ pub struct Registry {
 impl Default for Registry {
     fn default() -> Self {
         let mut registry = Self { openers: BTreeMap::new() };
+        registry.register(Self::FILE, Box::new(|spec| Ok(Arc::new(FileDisk::open(spec)?))));
         registry.register("mem", Box::new(|spec| Ok(Arc::new(MemDisk::open(spec)?))));
         registry.register("null", Box::new(|spec| Ok(Arc::new(NullDisk::open(spec)?))));
         registry
@@ -121,7 +123,7 @@ mod tests {
     fn an_unknown_scheme_names_those_that_exist() {
         let error = refused("rdb:pool/image");
         assert!(error.contains("unknown scheme `rdb:`"), "{error}");
-        assert!(error.contains("mem, null"), "{error}");
+        assert!(error.contains("file, mem, null"), "{error}");
         assert!(error.contains("./rdb:pool/image"), "{error}");
     }
 

@@ -1,0 +1,117 @@
+//! Files and block devices of the host: `PATH`, or `file:PATH` (QEMU's file-posix).
+//!
+//! | option | |
+//! |---|---|
+//! | `cache=` | `writeback` (default), `none`, `writethrough`, `directsync`, `unsafe`: see [`CacheMode`] |
+//! | `aio=` | `auto` (default: io_uring where it works), `io_uring`, `threads` |
+//! | `readonly=` | `off` (default), `on` |
+//! | `discard=` | `unmap` (default): a discard gives the range back; `ignore` |
+//! | `format=` | `raw`; without it a file named `.qcow2`, or with such a header, is refused |
+//!
+//! What a request meets, in order: `open_file.rs` says what can be said at once; then an engine takes it, `uring.rs` or
+//! `threads.rs`. `blocking.rs` carries out, on the threads of `pool.rs`, what the kernel does not take as it is, among
+//! it everything that is not aligned for `O_DIRECT`; `write_ranges.rs` keeps that apart from other writes.
+
+mod alignment;
+mod blocking;
+mod bounce;
+mod cache_mode;
+mod discard;
+mod lock;
+mod open;
+mod open_file;
+mod pool;
+mod threads;
+mod transfer;
+mod uring;
+mod write_ranges;
+
+pub use cache_mode::CacheMode;
+
+use crate::disk::{Disk, DiskInfo};
+use crate::queue::Queue;
+use crate::registry::OpenError;
+use crate::spec::DiskSpec;
+use open::{Aio, FileOptions};
+use open_file::OpenFile;
+use pool::Pool;
+use std::io;
+use std::sync::Arc;
+
+/// A file or block device of the host.
+pub struct FileDisk {
+    file: Arc<OpenFile>,
+    pool: Arc<Pool>,
+    aio: Aio,
+}
+
+impl FileDisk {
+    /// The disk that `PATH[,option=value…]` names.
+    ///
+    /// # Errors
+    ///
+    /// An option that is wrong, a file that is not there, in use by somebody else, or not what its name says.
+    pub fn open(spec: DiskSpec) -> Result<Self, OpenError> {
+        let options = FileOptions::take(spec)?;
+        let asked = options.aio;
+        let file = options.open()?;
+        let aio = match asked {
+            Aio::Threads => Aio::Threads,
+            asked => match (uring::probe(), asked) {
+                (Ok(()), asked) => asked,
+                (Err(error), Aio::Auto) => {
+                    tracing::info!(%error, path = %file.path.display(), "no io_uring here: using threads");
+                    Aio::Threads
+                }
+                (Err(source), _) => {
+                    return Err(OpenError::Host {
+                        location: file.path.display().to_string(),
+                        action: "aio=io_uring does not work here (aio=threads does)",
+                        source,
+                    });
+                }
+            },
+        };
+        Ok(Self { file: Arc::new(file), pool: Arc::new(Pool::new()), aio })
+    }
+
+    /// The engine that moves the data: `io_uring` or `threads`.
+    pub fn engine(&self) -> &'static str {
+        match self.aio {
+            Aio::Threads => "threads",
+            Aio::Uring | Aio::Auto => "io_uring",
+        }
+    }
+}
+
+impl Disk for FileDisk {
+    fn info(&self) -> DiskInfo {
+        self.file.info.clone()
+    }
+
+    fn open_queue(&self, depth: u16) -> io::Result<Box<dyn Queue>> {
+        let (file, pool) = (self.file.clone(), self.pool.clone());
+        let threads = |file, pool| -> io::Result<Box<dyn Queue>> {
+            Ok(Box::new(threads::ThreadsQueue::open(file, pool, depth)?))
+        };
+        if self.aio == Aio::Threads {
+            return threads(file, pool);
+        }
+        match uring::UringQueue::open(file.clone(), pool.clone(), depth) {
+            Ok(queue) => Ok(Box::new(queue)),
+            // The first ring worked; this one may have met a limit on memory or descriptors.
+            Err(error) if self.aio == Aio::Auto => {
+                tracing::warn!(%error, path = %file.path.display(), "no ring for this queue: using threads");
+                threads(file, pool)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        if self.file.cache == CacheMode::Unsafe {
+            return Ok(());
+        }
+        self.file.sync().map_err(io::Error::from_raw_os_error)
+    }
+}

@@ -1,0 +1,175 @@
+//! An open file or block device: what its queues share.
+
+use super::alignment::Alignment;
+use super::bounce::BounceBuffer;
+use super::cache_mode::CacheMode;
+use super::write_ranges::WriteRanges;
+use crate::disk::{DiskInfo, Unmapped};
+use crate::request::{Operation, Request, RequestFlags, RequestResult};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+
+/// What kind of file it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A regular file.
+    Regular,
+    /// A block device.
+    BlockDevice,
+}
+
+/// An open file or block device.
+pub(super) struct OpenFile {
+    pub path: PathBuf,
+    pub fd: OwnedFd,
+    /// The same file through the page cache, where `O_DIRECT` cannot write the last bytes: see [`super::blocking`].
+    pub tail: Option<OwnedFd>,
+    pub kind: Kind,
+    pub cache: CacheMode,
+    pub alignment: Alignment,
+    pub info: DiskInfo,
+    /// Keeps read-modify-writes apart; only used with `O_DIRECT`.
+    pub ranges: WriteRanges,
+    /// Errno of the first failed fdatasync, 0 until there is one.
+    failed: AtomicI32,
+    /// The file system has refused `RWF_DSYNC`.
+    pub dsync_refused: AtomicBool,
+}
+
+impl OpenFile {
+    #[allow(clippy::too_many_arguments)] // once, from `open`
+    pub fn new(
+        path: PathBuf,
+        fd: OwnedFd,
+        tail: Option<OwnedFd>,
+        kind: Kind,
+        cache: CacheMode,
+        alignment: Alignment,
+        info: DiskInfo,
+    ) -> Self {
+        // The page cache writes whole pages back, so what goes through it is kept apart by pages.
+        let block = u64::from(alignment.request).max(rustix::param::page_size() as u64);
+        Self {
+            path,
+            fd,
+            tail,
+            kind,
+            cache,
+            alignment,
+            info,
+            ranges: WriteRanges::new(block),
+            failed: AtomicI32::new(0),
+            dsync_refused: AtomicBool::new(false),
+        }
+    }
+
+    /// A buffer for what has to bounce.
+    pub fn bounce_buffer(&self) -> BounceBuffer {
+        let alignment = self.alignment.request.max(self.alignment.memory) as usize;
+        BounceBuffer::new(BounceBuffer::USUAL_LEN, alignment.max(rustix::param::page_size()))
+    }
+
+    /// What can be said of a request without starting it.
+    #[inline]
+    pub fn settled(&self, request: &Request<'_>) -> Option<RequestResult> {
+        if let Some(result) = request.settled(self.info.capacity, self.info.read_only) {
+            return Some(result);
+        }
+        if request.operation == Operation::Read {
+            return None;
+        }
+        if let Err(errno) = self.writable() {
+            return Some(request.fail(errno));
+        }
+        match request.operation {
+            Operation::Flush if !self.cache.flushes() => Some(Ok(())),
+            Operation::Discard if self.info.unmapped == Unmapped::Ignored => Some(Ok(())),
+            _ => None,
+        }
+    }
+
+    /// Whether the data of a read or write may go between the kernel and its segments as it is.
+    #[inline]
+    pub fn takes_directly(&self, request: &Request<'_>) -> bool {
+        if !self.cache.direct() {
+            return true;
+        }
+        let memory = self.alignment.memory as usize - 1;
+        self.aligned(request.offset, request.len)
+            && request.segments.iter().all(|s| (s.base.addr() | s.len) & memory == 0)
+    }
+
+    /// Whether a range begins and ends between blocks.
+    #[inline]
+    pub fn aligned(&self, offset: u64, len: u64) -> bool {
+        (offset | len) & (u64::from(self.alignment.request) - 1) == 0
+    }
+
+    /// Whether a write has to be durable when it completes.
+    #[inline]
+    pub fn durable(&self, operation: Operation, flags: RequestFlags) -> bool {
+        // A discard has no FUA, but where the guest has nothing to flush it must not come back either.
+        operation != Operation::Read && self.cache.durable(flags.contains(RequestFlags::FUA))
+    }
+
+    /// Whether writes still may be: not after an fdatasync has failed.
+    #[inline]
+    pub fn writable(&self) -> Result<(), i32> {
+        match self.failed.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            errno => Err(errno),
+        }
+    }
+
+    /// Notes a failed fdatasync: the kernel reports lost pages once and then forgets them, so what follows could only
+    /// succeed by mistake.
+    #[cold]
+    pub fn sync_failed(&self, errno: i32) {
+        tracing::error!(
+            path = %self.path.display(),
+            error = %std::io::Error::from_raw_os_error(errno),
+            "a flush failed: data may be lost, and writes fail until the disk is reopened"
+        );
+        let _ = self.failed.compare_exchange(0, errno, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Makes every completed write durable.
+    pub fn sync(&self) -> Result<(), i32> {
+        self.writable()?;
+        loop {
+            // SAFETY: a plain system call on our own descriptor.
+            match unsafe { libc::fdatasync(self.fd.as_raw_fd()) } {
+                0 => return Ok(()),
+                _ => match last_errno() {
+                    libc::EINTR => {}
+                    errno => {
+                        self.sync_failed(errno);
+                        return Err(errno);
+                    }
+                },
+            }
+        }
+    }
+
+    /// What a failed write means: one that also had to be durable may have taken the report of earlier lost writes,
+    /// which no later flush would get.
+    #[cold]
+    pub fn write_failed(&self, errno: i32, dsync: bool) {
+        if dsync && errno == libc::EIO {
+            self.sync_failed(errno);
+        }
+    }
+}
+
+impl AsFd for OpenFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+/// The errno of the system call that just failed.
+pub(super) fn last_errno() -> i32 {
+    std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
+}

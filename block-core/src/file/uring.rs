@@ -1,0 +1,488 @@
+//! `aio=io_uring`: requests go to the kernel through a ring of shared memory, one system call for a batch of them.
+//!
+//! Each queue has a ring of its own, set up for one thread (`SINGLE_ISSUER`) whose completions are worked off only when
+//! that thread asks (`DEFER_TASKRUN`), where the kernel has that. What io_uring cannot take as it is goes to the
+//! disk's thread pool, whose event the ring reads, so that the ring's descriptor is the only one to wait on.
+//!
+//! Fixed buffers (`READ_FIXED`) are not used: they pin guest memory, and go on naming the old pages after a guest's
+//! balloon has given those back and got others, so that data would end up where nobody looks.
+
+use super::open_file::OpenFile;
+use super::pool::{Jobs, Pool, let_go};
+use super::threads::Pending;
+use super::transfer::{MAX_BYTES, Transfer};
+use super::write_ranges::Lane;
+use crate::queue::{Queue, Submission};
+use crate::request::{Completion, Operation, Request, RequestFlags};
+use io_uring::{EnterFlags, IoUring, Probe, cqueue, opcode, squeue, types};
+use rustix::event::EventfdFlags;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// `IORING_MAX_ENTRIES` of the kernel, less one for the pool's event.
+const MAX_DEPTH: u16 = 32767;
+
+/// The user data of the read that waits for the pool's event; requests have their slot's number.
+const POOL_EVENT: u64 = u64::MAX;
+
+/// Entries taken off the completion ring at a time.
+const REAP: usize = 64;
+
+/// The file, as registered with each ring.
+const FILE: types::Fixed = types::Fixed(0);
+
+/// A queue on a ring.
+pub(super) struct UringQueue {
+    ring: IoUring,
+    file: Arc<OpenFile>,
+    pool: Arc<Pool>,
+    lane: Arc<Lane>,
+    jobs: Arc<Jobs>,
+    slots: Box<[Slot]>,
+    free: Vec<u32>,
+    /// Entries in the submission ring that the kernel has not taken yet.
+    unsubmitted: u32,
+    /// For the pool, handed over by the next kick.
+    pool_batch: Vec<u32>,
+    with_pool: usize,
+    /// Whether the ring waits for the pool's event.
+    event_armed: bool,
+    /// Where that read puts the event's count; nobody looks at it.
+    event_count: Box<u64>,
+    /// Collected from the pool; empty between calls.
+    ended: Vec<(u32, Result<(), i32>)>,
+    /// The next poll has something to give to the kernel or the pool: the rest of a request, or a batch that the
+    /// kernel had no memory for.
+    unfinished: bool,
+}
+
+/// A request and how far it has got.
+struct Slot {
+    request: Pending,
+    step: Step,
+    transfer: Transfer,
+    /// It is a plain write among the disk's [`super::write_ranges`].
+    entered: bool,
+}
+
+/// What of a request the kernel is asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Read,
+    Write {
+        /// It must be durable when the request completes.
+        durable: bool,
+        /// It was submitted with `RWF_DSYNC`.
+        dsync: bool,
+    },
+    /// A flush, or the second step of a durable write.
+    Sync,
+}
+
+/// What a completion means for its request.
+enum Outcome {
+    Ended(Result<(), i32>),
+    /// There is more to submit.
+    Continue,
+    /// The rest is not for io_uring.
+    ToPool,
+}
+
+/// Whether this process may use io_uring, and for all that is needed of it.
+///
+/// # Errors
+///
+/// What the kernel says: `ENOSYS`, `EPERM` (a sandbox, `kernel.io_uring_disabled`), `ENOMEM` (locked memory).
+pub(super) fn probe() -> io::Result<()> {
+    let ring = build_ring(2)?;
+    let mut probe = Probe::new();
+    ring.submitter().register_probe(&mut probe)?;
+    let needed = [
+        opcode::Read::CODE,
+        opcode::Write::CODE,
+        opcode::Readv::CODE,
+        opcode::Writev::CODE,
+        opcode::Fsync::CODE,
+    ];
+    if needed.into_iter().all(|code| probe.is_supported(code)) {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// A ring with the best set-up that the kernel has.
+///
+/// Not `DEFER_TASKRUN`, which would be the fastest: on such a ring nobody who sleeps in `poll` or `epoll` on its
+/// descriptor is woken when a completion comes in as deferred work (seen on Linux 6.18: only the posting of an entry
+/// wakes, and that is what is deferred). Cooperative task work interrupts the sleep instead.
+fn build_ring(entries: u32) -> io::Result<IoUring> {
+    // Linux 6.0; SINGLE_ISSUER is what that adds to 5.19.
+    let newest = IoUring::builder()
+        .setup_single_issuer()
+        .setup_coop_taskrun()
+        .setup_taskrun_flag()
+        .setup_submit_all()
+        .build(entries);
+    match newest {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+        other => return other,
+    }
+    let newer =
+        IoUring::builder().setup_coop_taskrun().setup_taskrun_flag().setup_submit_all().build(entries);
+    match newer {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(entries),
+        other => other,
+    }
+}
+
+impl UringQueue {
+    pub fn open(file: Arc<OpenFile>, pool: Arc<Pool>, depth: u16) -> io::Result<Self> {
+        let depth = depth.clamp(1, MAX_DEPTH);
+        // Each request has at most one entry at a time, and the pool's event has one.
+        let ring = build_ring(u32::from(depth) + 1)?;
+        ring.submitter().register_files(&[file.fd.as_raw_fd()])?;
+        let depth = usize::from(depth);
+        let lane = file.ranges.lane(depth);
+        // Blocking, for io_uring then waits where a non-blocking descriptor would give `EAGAIN`.
+        let jobs =
+            Arc::new(Jobs::new(file.clone(), lane.clone(), depth, Transfer::empty, EventfdFlags::empty())?);
+        pool.reserve(depth);
+        let slot = |_| Slot {
+            request: Pending::default(),
+            step: Step::Sync,
+            transfer: Transfer::with_usual_room(),
+            entered: false,
+        };
+        Ok(Self {
+            ring,
+            file,
+            pool,
+            lane,
+            jobs,
+            slots: (0..depth).map(slot).collect(),
+            free: (0..depth as u32).rev().collect(),
+            unsubmitted: 0,
+            pool_batch: Vec::with_capacity(depth),
+            with_pool: 0,
+            event_armed: false,
+            event_count: Box::new(0),
+            ended: Vec::with_capacity(depth),
+            unfinished: false,
+        })
+    }
+
+    /// Puts the next step of a slot's request into the submission ring.
+    #[inline]
+    fn push_step(&mut self, index: u32) {
+        let slot = &mut self.slots[index as usize];
+        let segments = slot.transfer.next_segments();
+        let offset = slot.transfer.offset;
+        let entry = match (slot.step, segments) {
+            (Step::Read, [one]) => {
+                opcode::Read::new(FILE, one.base, one.len.min(MAX_BYTES) as u32).offset(offset).build()
+            }
+            (Step::Read, many) => {
+                opcode::Readv::new(FILE, many.as_ptr().cast(), many.len() as u32).offset(offset).build()
+            }
+            (Step::Write { durable, .. }, segments) => {
+                let dsync = durable && !self.file.dsync_refused.load(Ordering::Relaxed);
+                slot.step = Step::Write { durable, dsync };
+                let flags = if dsync { libc::RWF_DSYNC } else { 0 };
+                match segments {
+                    [one] => opcode::Write::new(FILE, one.base, one.len.min(MAX_BYTES) as u32)
+                        .offset(offset)
+                        .rw_flags(flags)
+                        .build(),
+                    many => opcode::Writev::new(FILE, many.as_ptr().cast(), many.len() as u32)
+                        .offset(offset)
+                        .rw_flags(flags)
+                        .build(),
+                }
+            }
+            (Step::Sync, _) => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
+        };
+        self.push(entry.user_data(u64::from(index)));
+    }
+
+    #[inline]
+    fn push(&mut self, entry: squeue::Entry) {
+        // SAFETY: what the entry points to (segments in the slot, memory of the request, the event's count) stays until
+        // it has completed: slots are reused, and the queue dropped, only then.
+        while unsafe { self.ring.submission().push(&entry) }.is_err() {
+            // There is room for every slot and the event; should a kernel ever leave entries behind, it gets them first.
+            self.enter(0);
+        }
+        self.unsubmitted += 1;
+    }
+
+    /// Enters a write that io_uring could take among the plain ones; `false` if it has to be exclusive.
+    #[inline]
+    fn enter_range(&mut self, index: u32, request: &Request<'_>) -> bool {
+        let direct = self.file.cache.direct();
+        let entered =
+            direct && self.file.ranges.enter(&self.lane, index as usize, request.offset, request.len);
+        self.slots[index as usize].entered = entered;
+        entered || !direct
+    }
+
+    /// Hands a request to the pool with the next kick.
+    #[cold]
+    fn hand_to_pool(&mut self, index: u32) {
+        self.pool_batch.push(index);
+        self.with_pool += 1;
+    }
+
+    #[cold]
+    fn kick_pool(&mut self) {
+        if let Err(error) = self.pool.run(&self.jobs, &self.pool_batch) {
+            let errno = error.raw_os_error().unwrap_or(libc::EAGAIN);
+            for &index in &self.pool_batch {
+                self.jobs.end(index, Err(errno));
+            }
+        }
+        self.pool_batch.clear();
+        self.arm_event();
+    }
+
+    fn arm_event(&mut self) {
+        if self.with_pool > 0 && !self.event_armed {
+            let fd = types::Fd(self.jobs.event().as_raw_fd());
+            let to = (&raw mut *self.event_count).cast();
+            self.push(opcode::Read::new(fd, to, 8).build().user_data(POOL_EVENT));
+            self.event_armed = true;
+        }
+    }
+
+    /// Gives the kernel what is in the submission ring and takes what has completed, waiting for `wait` completions.
+    fn enter(&mut self, wait: u32) {
+        let flags = EnterFlags::GETEVENTS.bits();
+        loop {
+            // SAFETY: no signal mask is passed, and the entries are valid: see `push`.
+            let entered =
+                unsafe { self.ring.submitter().enter::<libc::sigset_t>(self.unsubmitted, wait, flags, None) };
+            match entered {
+                Ok(n) => self.unsubmitted -= (n as u32).min(self.unsubmitted),
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EINTR) => continue,
+                    // No memory for requests for now. Those under way will end and wake whoever sleeps on the ring, and
+                    // the poll that follows comes back here; with none under way, only trying again helps.
+                    Some(libc::EAGAIN | libc::EBUSY) if !self.under_way() => {
+                        std::thread::yield_now();
+                        continue;
+                    }
+                    Some(libc::EAGAIN | libc::EBUSY) => {
+                        self.unfinished = true;
+                        return;
+                    }
+                    _ => {
+                        tracing::error!(%error, "io_uring_enter failed");
+                        self.unfinished = true;
+                        return;
+                    }
+                },
+            }
+            if self.unsubmitted == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Whether the kernel or the pool has requests that will end without our help.
+    fn under_way(&self) -> bool {
+        self.slots.len() - self.free.len() > self.unsubmitted as usize
+    }
+
+    fn complete(&mut self, index: u32, result: i32) -> Outcome {
+        let slot = &mut self.slots[index as usize];
+        if let Some(n) = u64::try_from(result).ok().filter(|&n| n > 0) {
+            slot.transfer.advance(n.min(slot.transfer.left));
+            let (offset, left) = (slot.transfer.offset, slot.transfer.left);
+            return match slot.step {
+                Step::Write { durable: true, dsync: false } if left == 0 => {
+                    slot.step = Step::Sync;
+                    Outcome::Continue
+                }
+                _ if left == 0 => Outcome::Ended(Ok(())),
+                _ if self.file.aligned(offset, left) => Outcome::Continue,
+                _ => Outcome::ToPool,
+            };
+        }
+        match (slot.step, -result) {
+            (_, libc::EINTR | libc::EAGAIN) => Outcome::Continue,
+            (Step::Sync, 0) => Outcome::Ended(Ok(())),
+            (Step::Sync, errno) => {
+                self.file.sync_failed(errno);
+                Outcome::Ended(Err(errno))
+            }
+            // A read at the end of a file that was cut off behind our back; a write that moves nothing.
+            (_, 0) => Outcome::Ended(Err(libc::EIO)),
+            (Step::Write { dsync: true, .. }, libc::EOPNOTSUPP) => {
+                self.file.dsync_refused.store(true, Ordering::Relaxed);
+                Outcome::Continue
+            }
+            (Step::Write { dsync, .. }, errno) => {
+                self.file.write_failed(errno, dsync);
+                Outcome::Ended(Err(errno))
+            }
+            (_, errno) => Outcome::Ended(Err(errno)),
+        }
+    }
+
+    #[inline]
+    fn leave(&mut self, index: u32) {
+        let slot = &mut self.slots[index as usize];
+        if std::mem::take(&mut slot.entered) {
+            self.file.ranges.leave(&self.lane, index as usize);
+        }
+    }
+
+    #[inline]
+    fn end(&mut self, index: u32, result: Result<(), i32>, completions: &mut Vec<Completion>) {
+        self.leave(index);
+        completions.push(self.slots[index as usize].request.completion(result));
+        self.free.push(index);
+    }
+
+    #[cold]
+    fn collect_from_pool(&mut self, completions: &mut Vec<Completion>) {
+        self.event_armed = false;
+        let mut ended = std::mem::take(&mut self.ended);
+        self.jobs.collect(&mut ended, true);
+        for (index, result) in ended.drain(..) {
+            self.with_pool -= 1;
+            self.end(index, result, completions);
+        }
+        self.ended = ended;
+        self.arm_event();
+        self.unfinished |= self.event_armed;
+    }
+
+    /// Works off what is in the completion ring.
+    fn reap(&mut self, completions: &mut Vec<Completion>) {
+        let mut entries: [MaybeUninit<cqueue::Entry>; REAP] = [const { MaybeUninit::uninit() }; REAP];
+        loop {
+            let entries = self.ring.completion().fill(&mut entries);
+            if entries.is_empty() {
+                return;
+            }
+            for entry in entries {
+                if entry.user_data() == POOL_EVENT {
+                    self.collect_from_pool(completions);
+                    continue;
+                }
+                let index = entry.user_data() as u32;
+                match self.complete(index, entry.result()) {
+                    Outcome::Ended(result) => self.end(index, result, completions),
+                    Outcome::Continue => {
+                        self.push_step(index);
+                        self.unfinished = true;
+                    }
+                    Outcome::ToPool => self.rest_to_pool(index),
+                }
+            }
+        }
+    }
+
+    #[cold]
+    fn rest_to_pool(&mut self, index: u32) {
+        // The pool enters the range again, as what is left needs it.
+        self.leave(index);
+        let slot = &mut self.slots[index as usize];
+        if let Some(mut job) = self.jobs.job(index) {
+            (job.operation, job.flags) = match slot.step {
+                Step::Write { durable: true, .. } => (Operation::Write, RequestFlags::FUA),
+                Step::Write { durable: false, .. } => (Operation::Write, RequestFlags::NONE),
+                _ => (Operation::Read, RequestFlags::NONE),
+            };
+            std::mem::swap(&mut job.transfer, &mut slot.transfer);
+        }
+        self.hand_to_pool(index);
+        self.unfinished = true;
+    }
+}
+
+impl Queue for UringQueue {
+    #[inline]
+    unsafe fn submit(&mut self, request: Request<'_>) -> Submission {
+        if let Some(result) = self.file.settled(&request) {
+            return Submission::Done(result);
+        }
+        let Some(index) = self.free.pop() else { return Submission::Full };
+        let step = match request.operation {
+            Operation::Read if self.file.takes_directly(&request) => Some(Step::Read),
+            Operation::Write if self.file.takes_directly(&request) => {
+                let durable = self.file.durable(request.operation, request.flags);
+                self.enter_range(index, &request).then_some(Step::Write { durable, dsync: false })
+            }
+            Operation::Flush => Some(Step::Sync),
+            _ => None,
+        };
+        let slot = &mut self.slots[index as usize];
+        slot.request = Pending::new(&request);
+        match step {
+            Some(step) => {
+                slot.step = step;
+                slot.transfer.begin(&request);
+                self.push_step(index);
+            }
+            None => {
+                self.jobs.begin(index, &request);
+                self.hand_to_pool(index);
+            }
+        }
+        Submission::Pending
+    }
+
+    #[inline]
+    fn kick(&mut self) {
+        self.unfinished = false;
+        if !self.pool_batch.is_empty() {
+            self.kick_pool();
+        }
+        if self.unsubmitted > 0 {
+            self.enter(0);
+        }
+    }
+
+    #[inline]
+    fn poll(&mut self, completions: &mut Vec<Completion>) -> usize {
+        let before = completions.len();
+        if self.free.len() == self.slots.len() {
+            return 0;
+        }
+        self.reap(completions);
+        // Completions that the kernel has, but works off only when it is asked to.
+        while self.ring.submission().taskrun() {
+            self.enter(0);
+            self.reap(completions);
+        }
+        if self.unfinished {
+            self.kick();
+        }
+        completions.len() - before
+    }
+
+    fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        // SAFETY: the descriptor lives as long as the ring, and so as `self`.
+        Some(unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) })
+    }
+}
+
+impl Drop for UringQueue {
+    fn drop(&mut self) {
+        let mut rest = Vec::new();
+        self.kick();
+        while self.free.len() < self.slots.len() {
+            self.enter(1);
+            self.poll(&mut rest);
+        }
+        let_go(&self.jobs);
+        self.file.ranges.remove_lane(&self.lane);
+        // The kernel takes a ring apart some time after it was closed; the file is to be closed when its disk is.
+        let _ = self.ring.submitter().unregister_files();
+    }
+}
