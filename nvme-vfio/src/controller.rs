@@ -87,12 +87,12 @@ impl Controller {
             None
         };
         let mut admin = AdminQueue::new(&registers, &space, memory_page_size, cap.dstrd(), shadow.as_ref())?;
-        enable(&registers, cap, memory_page_size, timeout)?;
-
-        let mut identify = Box::new(IdentifyController::new_zeroed());
-        let command = identify_command(cns::CONTROLLER, 0);
-        admin.run(command, AdminData::FromController(identify.as_mut_bytes()), options.admin_timeout)?;
-        check_entry_sizes(&registers, &identify)?;
+        let identify = enable(&registers, cap, memory_page_size, timeout)
+            .and_then(|()| identify_controller(&registers, &mut admin, options.admin_timeout))
+            .inspect_err(|_| {
+                // It must not be left to find its queues gone. The error at hand says more than another one would.
+                let _ = registers.disable(timeout);
+            })?;
         let max_transfer = max_transfer(&identify, cap, &options, memory_page_size);
         let version = registers.vs()?;
         let shared = Shared {
@@ -501,7 +501,15 @@ fn enable(registers: &Registers, cap: Cap, memory_page_size: u64, timeout: Durat
     registers.wait_ready(true, timeout)
 }
 
-fn check_entry_sizes(registers: &Registers, identify: &IdentifyController) -> Result<(), Error> {
+/// Asks the controller about itself, and checks that it has entries of the usual sizes.
+fn identify_controller(
+    registers: &Registers,
+    admin: &mut AdminQueue,
+    limit: Duration,
+) -> Result<Box<IdentifyController>, Error> {
+    let mut identify = Box::new(IdentifyController::new_zeroed());
+    let data = AdminData::FromController(identify.as_mut_bytes());
+    admin.run(identify_command(cns::CONTROLLER, 0), data, limit)?;
     // Powers of two: 64 and 16 bytes.
     for (name, sizes, size) in [("submission", identify.sqes, 6), ("completion", identify.cqes, 4)] {
         if sizes.minimum() > size {
@@ -509,7 +517,7 @@ fn check_entry_sizes(registers: &Registers, identify: &IdentifyController) -> Re
             return Err(Error::Unsupported { name: registers.name(), what });
         }
     }
-    Ok(())
+    Ok(identify)
 }
 
 /// MDTS and what was asked for, whichever is less; in whole memory pages.
