@@ -65,7 +65,7 @@ fn the_largest_transfer_takes_chained_prp_lists() {
     }
     assert_eq!(host.read_ram(back, len), data);
     let sqe = command(NvmOpcode::READ, 0, 2049).with_prp(back, 0);
-    assert_eq!(host.status(1, sqe), Status::INVALID_FIELD.with_dnr());
+    assert_eq!(host.status(1, sqe), Status::INVALID_FIELD.with_dnr().with_more());
 }
 
 #[test]
@@ -131,11 +131,11 @@ fn a_command_outside_of_its_namespace_touches_nothing() {
     ] {
         for opcode in [NvmOpcode::READ, NvmOpcode::WRITE, NvmOpcode::WRITE_ZEROES, NvmOpcode::VERIFY] {
             let sqe = command(opcode, slba, 2).with_nsid(nsid).with_prp(page, 0);
-            assert_eq!(host.status(1, sqe), status.with_dnr(), "{opcode} {slba} {nsid}");
+            assert_eq!(host.status(1, sqe), status.with_dnr().with_more(), "{opcode} {slba} {nsid}");
         }
     }
     let sqe = SubmissionQueueEntry::new(0x7fu8, 0).with_nsid(1);
-    assert_eq!(host.status(1, sqe), Status::INVALID_OPCODE.with_dnr());
+    assert_eq!(host.status(1, sqe), Status::INVALID_OPCODE.with_dnr().with_more());
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn dataset_management_checks_every_range_before_it_touches_one() {
         host.status(1, sqe.with_dwords(dwords).with_prp(list, 0))
     };
     let last = range(32768, 1);
-    assert_eq!(dsm(&mut host, &[range(0, 8), last]), Status::LBA_OUT_OF_RANGE.with_dnr());
+    assert_eq!(dsm(&mut host, &[range(0, 8), last]), Status::LBA_OUT_OF_RANGE.with_dnr().with_more());
     let read = command(NvmOpcode::READ, 0, 8).with_prp(data, 0);
     assert_eq!(host.status(1, read), Status::SUCCESS);
     assert_eq!(host.read_ram(data, 4096), pattern(4096, 5));

@@ -321,6 +321,8 @@ impl Shard {
             Ok(()) => Status::SUCCESS,
             Err((status, nsid, lba)) => {
                 self.counters.errors.add(1);
+                // There is more about it in the error log.
+                let status = status.with_more();
                 self.shared.failed(FailedCommand { sqid, cid, status, nsid, lba });
                 status
             }
