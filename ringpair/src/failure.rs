@@ -18,6 +18,18 @@ impl fmt::Display for Usage {
 
 impl std::error::Error for Usage {}
 
+/// An error of a process that this one started, which has told the user itself.
+#[derive(Debug)]
+pub struct AlreadyTold(pub u8);
+
+impl fmt::Display for AlreadyTold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "exit status {}", self.0)
+    }
+}
+
+impl std::error::Error for AlreadyTold {}
+
 /// Ends on what `clap` found: help goes to standard output, a mistake is one line.
 pub fn of_arguments(error: &clap::Error) -> ExitCode {
     use ErrorKind::{DisplayHelp, DisplayHelpOnMissingArgumentOrSubcommand, DisplayVersion};
@@ -31,6 +43,9 @@ pub fn of_arguments(error: &clap::Error) -> ExitCode {
 
 /// Ends on what a subcommand returned.
 pub fn of_running(error: &anyhow::Error) -> ExitCode {
+    if let Some(AlreadyTold(status)) = error.downcast_ref() {
+        return ExitCode::from(*status);
+    }
     let reader_left = error
         .chain()
         .any(|cause| cause.downcast_ref().map(io::Error::kind) == Some(io::ErrorKind::BrokenPipe));

@@ -3,13 +3,20 @@
 //! It composes the library crates and holds no logic of its own beyond that: a subcommand is a module. Start
 //! reading at the one you are interested in.
 
+mod bench;
+mod controller;
 mod count;
 mod cpu_list;
 mod disk;
 mod failure;
+mod identify;
+mod io;
 mod serve;
 
+mod target;
+
 use clap::{ArgAction, Parser, Subcommand};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use tracing_subscriber::EnvFilter;
 
@@ -28,6 +35,12 @@ struct Arguments {
 enum Command {
     /// Serve disks as NVMe controllers that a virtual machine plugs in.
     Serve(serve::Arguments),
+    /// Measure disks and servers, and hold them against what the machine can do.
+    Bench(bench::Arguments),
+    /// Show a controller and its namespaces.
+    Identify(identify::Arguments),
+    /// Read, write, verify, flush, discard, compare: one command at a time.
+    Io(io::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -38,6 +51,9 @@ fn main() -> ExitCode {
     listen_to_tracing(arguments.verbose);
     let done = match arguments.command {
         Command::Serve(arguments) => serve::run(arguments),
+        Command::Bench(arguments) => bench::run(arguments),
+        Command::Identify(arguments) => identify::run(&arguments),
+        Command::Io(arguments) => io::run(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -49,5 +65,6 @@ fn main() -> ExitCode {
 fn listen_to_tracing(verbose: u8) {
     let default = ["warn", "info", "debug"][usize::from(verbose.min(2))];
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
 }

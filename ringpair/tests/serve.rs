@@ -1,16 +1,17 @@
 //! `ringpair serve`, as a script sees it.
 
 mod program;
-use program::{Folder, Served};
+use program::{Folder, PATIENCE, Served};
 use rustix::process::Signal;
 use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
 
 #[test]
 fn it_prints_what_to_paste_and_ends_well_on_either_signal() {
     let folder = Folder::new();
     let socket = folder.text("socket");
     for signal in [Signal::TERM, Signal::INT] {
-        let served = Served::start(&["--socket", &socket, "null:1G", "mem:1M"]);
+        let served = Served::start(&["--socket", &socket, &folder.file("disk.img", 1 << 20), "mem:1M"]);
         let device =
             format!(r#"-device '{{"driver":"vfio-user-pci","socket":{{"path":"{socket}","type":"unix"}}}}'"#);
         assert!(served.output.contains(&device), "{}", served.output);
@@ -30,4 +31,42 @@ fn the_socket_of_a_dead_server_is_replaced() {
     assert_eq!(Served::start(&["--socket", &socket, "null:1G"]).end(Signal::KILL), None);
     assert!(folder.path("socket").exists(), "the dead server left it");
     assert_eq!(Served::start(&["--socket", &socket, "null:1G"]).end(Signal::TERM), Some(0));
+}
+
+#[test]
+fn a_configuration_file_serves_several_controllers() {
+    let folder = Folder::new();
+    let config = format!(
+        "reactors = 2\n[[controller]]\nsocket = '{}'\ndisks = ['null:1G']\n[[controller]]\nsocket = '{}'\n\
+         disks = ['mem:1M']\nqueues = 2\n",
+        folder.text("a"),
+        folder.text("b")
+    );
+    let served = Served::start(&["--config", &folder.write("two.toml", &config)]);
+    for socket in ["a", "b"] {
+        assert!(served.output.contains(&format!("serving at {}", folder.text(socket))), "{}", served.output);
+        let target = format!("vfio-user:{}", folder.text(socket));
+        assert!(program::succeed(&["identify", &target]).contains("ringpair"));
+    }
+    assert_eq!(served.end(Signal::TERM), Some(0));
+}
+
+#[test]
+fn counters_are_written_when_asked_for_and_at_the_end() {
+    let folder = Folder::new();
+    let (socket, stats) = (folder.text("socket"), folder.text("stats.json"));
+    let served = Served::start(&["--socket", &socket, "--stats", &stats, "mem:1M"]);
+    served.signal(Signal::USR1);
+    let deadline = Instant::now() + PATIENCE;
+    while !folder.path("stats.json").exists() {
+        assert!(Instant::now() < deadline, "no counters");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let parsed = || -> serde_json::Value {
+        serde_json::from_slice(&program::contents(&folder.path("stats.json"))).expect("JSON")
+    };
+    let before = parsed();
+    program::succeed(&["io", &format!("vfio-user:{socket}"), "write", "--length", "64k", "--pattern", "1"]);
+    assert_eq!(served.end(Signal::TERM), Some(0));
+    assert_ne!(parsed(), before, "the write was counted");
 }

@@ -1,0 +1,84 @@
+//! Reaching a target's controller, wherever it is.
+
+use crate::disk;
+use crate::target::Target;
+use anyhow::{Context, Result, anyhow};
+use nvme_emu::subsystem::Subsystem;
+use nvme_emu::{ControllerOptions, Engine, EngineOptions};
+use nvme_loopback::Loopback;
+use nvme_vfio::transport::vfio_user::VfioUser;
+use nvme_vfio::{Controller, Namespace, Options};
+use std::path::Path;
+use std::sync::Arc;
+
+/// A target's controller, opened.
+pub struct Opened {
+    /// The driver's side. Shut down before what is behind it.
+    pub controller: Controller,
+    behind: Option<Behind>,
+}
+
+/// The controller's side, where that is in this process.
+struct Behind {
+    engine: Engine,
+    subsystem: Arc<Subsystem>,
+}
+
+impl Opened {
+    /// Connects to a server, or starts a controller for a disk in this process.
+    ///
+    /// # Errors
+    ///
+    /// Names what cannot be reached, and why.
+    pub fn target(target: &Target, options: Options) -> Result<Self> {
+        match target {
+            Target::VfioUser { socket, .. } => Self::vfio_user(socket, options),
+            Target::Disk(disk) => Self::disk(disk, options),
+        }
+    }
+
+    fn vfio_user(socket: &Path, options: Options) -> Result<Self> {
+        let transport = VfioUser::connect(socket)
+            .with_context(|| format!("{}: cannot reach a vfio-user server", socket.display()))?;
+        Ok(Self { controller: Controller::open(Box::new(transport), options)?, behind: None })
+    }
+
+    fn disk(disk: &str, options: Options) -> Result<Self> {
+        let subsystem = disk::subsystem(&[disk.to_owned()])?;
+        let engine = Engine::start(EngineOptions::default())?;
+        let function = engine.add_controller(&subsystem, &ControllerOptions::default())?;
+        let transport = Loopback::new(disk, function).with_context(|| format!("{disk}: attaching to it"))?;
+        let controller = Controller::open(Box::new(transport), options)?;
+        Ok(Self { controller, behind: Some(Behind { engine, subsystem }) })
+    }
+
+    /// The namespace that a target names, or else the only one or the first one.
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    pub fn namespace(&self, target: &Target) -> Result<Namespace> {
+        let nsid = match target {
+            Target::VfioUser { nsid: Some(nsid), .. } => *nsid,
+            _ => {
+                *self.controller.namespace_ids()?.first().ok_or_else(|| anyhow!("{target}: no namespaces"))?
+            }
+        };
+        Ok(self.controller.namespace(nsid)?)
+    }
+
+    /// Shuts the controller down; if it was in this process, makes its disk's data durable.
+    ///
+    /// # Errors
+    ///
+    /// The disk failed.
+    pub fn close(self) -> Result<()> {
+        let Self { controller, behind } = self;
+        drop(controller);
+        if let Some(Behind { engine, subsystem }) = behind {
+            engine.shutdown();
+            disk::flush(&subsystem)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,112 @@
+//! `ringpair io` on a disk in the same process and on a server: what was written is there, and in the file.
+
+mod program;
+use program::{Folder, Served, contents, fail, succeed};
+use rustix::process::Signal;
+
+/// Runs it for a target and expects success.
+fn io(target: &str, arguments: &str) -> String {
+    let arguments: Vec<&str> = ["io", target].into_iter().chain(arguments.split(' ')).collect();
+    succeed(&arguments)
+}
+
+/// Runs it for a target and expects a failure.
+fn refused(status: i32, target: &str, arguments: &str) -> String {
+    let arguments: Vec<&str> = ["io", target].into_iter().chain(arguments.split(' ')).collect();
+    fail(status, &arguments)
+}
+
+/// What any target of 8 MiB has to do.
+fn exercise(target: &str) {
+    let wrote = io(target, "write --length 8M --pattern 1");
+    assert_eq!(io(target, "read --length 8M").replace("read", "wrote"), wrote);
+    io(target, "verify --pattern 1 --bs 4k");
+    // A part of it with another seed: in blocks, in the middle, durably.
+    io(target, "write --offset 1M --length 20k --bs 512 --pattern 2 --fua");
+    io(target, "verify --length 1M --pattern 1");
+    io(target, "verify --offset 1M --length 20k --pattern 2");
+    io(target, "compare --offset 1M --length 20k --pattern 2");
+    let error = refused(1, target, "compare --offset 1M --length 20k --pattern 1");
+    assert!(error.to_lowercase().contains("compare failure"), "{error}");
+    let error = refused(1, target, "verify --pattern 1");
+    assert!(error.contains("byte 1048576 is"), "{error}");
+    for zeroes in
+        ["write-zeroes --offset 2M --length 1M", "write-zeroes --offset 3M --length 64k --deallocate"]
+    {
+        io(target, zeroes);
+    }
+    io(target, "verify --offset 2M --length 1088k --input /dev/null");
+    io(target, "discard --offset 4M --length 1M");
+    io(target, "verify --offset 5M --length 3M --pattern 1");
+    io(target, "flush");
+}
+
+#[test]
+fn a_file_is_written_through_a_controller_in_the_same_process() {
+    let folder = Folder::new();
+    let disk = folder.file("disk.img", 8 << 20);
+    for options in ["", ",cache=writethrough", ",block-size=512"] {
+        exercise(&format!("{disk}{options}"));
+    }
+    assert!(contents(&folder.path("disk.img"))[2 << 20..3 << 20].iter().all(|&byte| byte == 0));
+}
+
+#[test]
+fn a_file_is_written_through_a_server_and_the_data_is_in_it() {
+    let folder = Folder::new();
+    let (socket, disk) = (folder.text("socket"), folder.file("disk.img", 8 << 20));
+    let served = Served::start(&["--socket", &socket, "mem:1M", &disk]);
+    let target = format!("vfio-user:{socket}/2");
+    exercise(&target);
+    let copy = folder.text("copy");
+    io(&target, &format!("read --output {copy}"));
+    assert_eq!(served.end(Signal::TERM), Some(0));
+    assert!(contents(&folder.path("copy")) == contents(&folder.path("disk.img")), "they differ");
+}
+
+#[test]
+fn data_comes_from_a_file_and_goes_to_one() {
+    let folder = Folder::new();
+    let (disk, text) = (folder.file("disk.img", 1 << 20), folder.write("text", "hello"));
+    io(&disk, &format!("write --offset 4k --length 4k --input {text}"));
+    let copy = folder.text("copy");
+    io(&disk, &format!("read --offset 4k --length 512 --output {copy}"));
+    let data = contents(&folder.path("copy"));
+    assert_eq!((&data[..5], data.len()), (&b"hello"[..], 512));
+}
+
+#[test]
+fn ranges_that_do_not_fit_are_wrong_calls() {
+    for (arguments, named) in [
+        ("read --offset 100", "--offset 100"),
+        ("read --length 100", "--length 100"),
+        ("read --offset 1M --length 512", "past the end"),
+        ("read --bs 100", "--bs 100"),
+        ("read --bs 4G", "--bs"),
+        ("write --length 512", "--pattern"),
+        ("write --length 5Q --pattern 1", "5Q"),
+        ("explode", "explode"),
+    ] {
+        let error = refused(2, "mem:1M", arguments);
+        assert!(error.contains(named), "{error}");
+    }
+}
+
+#[test]
+fn identify_describes_a_server_and_a_disk_in_text_and_json() {
+    let folder = Folder::new();
+    let socket = folder.text("socket");
+    let served = Served::start(&["--socket", &socket, "mem:1M", "null:1G,block-size=4096"]);
+    let text = succeed(&["identify", &format!("vfio-user:{socket}")]);
+    for part in ["NVMe version", "namespace 1", "namespace 2", "1 GiB: 262144 blocks of 4096 bytes"] {
+        assert!(text.contains(part), "{text}");
+    }
+    let one = succeed(&["identify", "--json", &format!("vfio-user:{socket}/2")]);
+    let one: serde_json::Value = serde_json::from_str(&one).expect("JSON");
+    assert_eq!(one["namespaces"].as_array().map(Vec::len), Some(1));
+    assert_eq!(one["namespaces"][0]["capacity"], 1 << 30);
+    let error = fail(1, &["identify", &format!("vfio-user:{socket}/9")]);
+    assert!(error.contains("namespace 9"), "{error}");
+    assert_eq!(served.end(Signal::TERM), Some(0));
+    assert!(succeed(&["identify", "mem:1M"]).contains("1 MiB"));
+}
