@@ -58,8 +58,8 @@ pub(crate) struct AdminQueue {
     next_token: u64,
     events: VecDeque<AsynchronousEvent>,
     event_requests: u16,
-    /// A page for the PRP list, then data.
-    bounce: DmaBuffer,
+    /// A page for the PRP list, then data. Kept from one command to the next.
+    bounce: Option<DmaBuffer>,
     /// Declared after the queues, which point into it.
     _memory: DmaBuffer,
 }
@@ -109,7 +109,7 @@ impl AdminQueue {
             next_token: 0,
             events: VecDeque::new(),
             event_requests: 0,
-            bounce: space.allocate(2 * page)?,
+            bounce: None,
             _memory: memory,
         })
     }
@@ -125,19 +125,15 @@ impl AdminQueue {
             command = self.attach(command, &data)?;
         }
         let name = AdminOpcode(command.opcode);
-        let entry = match self.wait(command, limit) {
-            Ok(entry) => entry,
-            Err(error) => {
-                // The command may still be running: its data must not land in the next one's.
-                self.bounce = self.space.allocate(2 * self.memory_page_size as usize)?;
-                return Err(error);
-            }
-        };
+        let entry = self.wait(command, limit).inspect_err(|_| {
+            // The command may still be running: its data must not land in the next one's.
+            self.bounce = None;
+        })?;
         if let Err(status) = entry.result() {
             return Err(Error::Command { name: self.registers.name(), command: name.to_string(), status });
         }
-        if let AdminData::FromController(bytes) = data {
-            self.bounce.read_at(self.memory_page_size as usize, bytes);
+        if let (AdminData::FromController(bytes), Some(bounce)) = (data, &self.bounce) {
+            bounce.read_at(self.memory_page_size as usize, bytes);
         }
         Ok(entry.dw0)
     }
@@ -154,15 +150,21 @@ impl AdminQueue {
             what: format!("{} bytes are too much for an admin command", data.len()),
         };
         let len = u32::try_from(data.len()).map_err(|_| too_long(&self.registers))?;
-        if page + data.len() > self.bounce.len() {
-            self.bounce = self.space.allocate(page + data.len())?;
-        }
+        let bounce = match self.bounce.take() {
+            Some(bounce) if bounce.len() - page >= data.len() => bounce,
+            _ => self.space.allocate(page + data.len().next_multiple_of(page))?,
+        };
         if let AdminData::ToController(bytes) = data {
-            self.bounce.write_at(page, bytes);
+            bounce.write_at(page, bytes);
         }
-        let base = self.bounce.base().cast();
-        let list = PrpListPages { base, iova: self.bounce.iova(), pages: 1, page_size: page as u64 };
-        let range = DmaRange { iova: self.bounce.iova() + page as u64, len };
+        let list = PrpListPages {
+            base: bounce.base().cast(),
+            iova: bounce.iova(),
+            pages: 1,
+            page_size: page as u64,
+        };
+        let range = DmaRange { iova: bounce.iova() + page as u64, len };
+        self.bounce = Some(bounce);
         let prps = prp::build(&[range], &list).map_err(|_| too_long(&self.registers))?;
         Ok(command.with_prp(prps.prp1, prps.prp2))
     }
