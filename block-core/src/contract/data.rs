@@ -3,6 +3,7 @@
 use super::CAPACITY;
 use super::client::{Client, Memory, pattern};
 use crate::{Disk, MemoryRegion, Operation, RequestFlags, Submission};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Lengths and offsets around everything that an implementation may align to.
 const EDGES: [u64; 13] = [1, 3, 511, 512, 513, 1024, 4095, 4096, 4097, 65535, 65536, 65537, 300_001];
@@ -245,6 +246,35 @@ pub fn writes_beside_each_other_on_several_queues_do_not_undo_each_other(disk: &
     });
     let len = (STRETCHES * STRETCH) as usize;
     assert!(Client::new(disk, 1).read(0, len) == pattern(11, 0, len));
+}
+
+/// A write of whole blocks, and one of a part of them over and over: what the second does not cover is the first's, at
+/// the first's completion and later.
+pub fn a_write_of_whole_blocks_is_not_undone_by_one_to_a_part(disk: &dyn Disk) {
+    const PART: (u64, usize) = (8000, 1000);
+    const WHOLE: (u64, usize) = (8192, 8192);
+    const ONLY_WHOLE: (u64, usize) = (9000, 16384 - 9000);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut client = Client::new(disk, 1);
+            while !done.load(Ordering::Relaxed) {
+                client.write(PART.0, &pattern(300, PART.0, PART.1));
+            }
+        });
+        let mut client = Client::new(disk, 1);
+        for round in 400..600 {
+            client.write(WHOLE.0, &pattern(round, WHOLE.0, WHOLE.1));
+            for _ in 0..3 {
+                let found = client.read(ONLY_WHOLE.0, ONLY_WHOLE.1);
+                if found != pattern(round, ONLY_WHOLE.0, ONLY_WHOLE.1) {
+                    done.store(true, Ordering::Relaxed);
+                    panic!("an older write came back in round {round}");
+                }
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
 }
 
 /// Requests into registered memory, across its edge and beside it.

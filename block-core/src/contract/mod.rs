@@ -27,7 +27,7 @@ pub const CAPACITY: u64 = 8 << 20;
 /// The opener is called for each with `read_only`, and gives `Option<Arc<dyn Disk>>`; where it gives `None` the test
 /// counts as skipped, and the opener has said why. A disk that keeps no data (`null:`) runs the `without_data` part.
 ///
-/// ```ignore
+/// ```text
 /// block_core::contract_suite!(mem, |read_only| open_mem(read_only));
 /// block_core::contract_suite!(null, without_data, |read_only| open_null(read_only));
 /// ```
@@ -55,6 +55,7 @@ macro_rules! contract_suite {
                 overlapping_writes_leave_each_block_to_one_of_them
                 writes_to_parts_of_one_block_do_not_undo_each_other
                 writes_beside_each_other_on_several_queues_do_not_undo_each_other
+                a_write_of_whole_blocks_is_not_undone_by_one_to_a_part
                 write_zeroes_reads_as_zeroes_and_leaves_its_neighbours
                 write_zeroes_without_fallback_works_or_changes_nothing
                 a_discarded_range_reads_as_the_disk_says

@@ -115,3 +115,40 @@ impl Disk for FileDisk {
         self.file.sync().map_err(io::Error::from_raw_os_error)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alignment::Alignment;
+
+    /// A file with `O_DIRECT` that we hold to coarser alignment than its drive does: so that bounces, and blocks that
+    /// are read, changed and written back, are tested whatever the drive. Finer than the drive would not work, so 4096.
+    fn coarse(aio: &str, size: u64, read_only: bool) -> Option<Arc<dyn Disk>> {
+        // Beside the tests: /tmp may be a tmpfs, which is not what disks are on.
+        let exe = std::env::current_exe().unwrap();
+        let file = tempfile::NamedTempFile::new_in(exe.parent().unwrap()).unwrap();
+        file.as_file().set_len(size).unwrap();
+        let switch = if read_only { "on" } else { "off" };
+        let name = format!("{},cache=none,aio={aio},readonly={switch}", file.path().display());
+        let options = FileOptions::take(name.parse().unwrap()).unwrap();
+        let aio = options.aio;
+        let coarse = Alignment { request: 4096, memory: 4096 };
+        match options.open_with(|probed| Alignment { request: probed.request.max(4096), ..coarse }) {
+            Ok(file) => Some(Arc::new(FileDisk { file: Arc::new(file), pool: Arc::new(Pool::new()), aio })),
+            Err(error) if error.to_string().contains("no O_DIRECT") => {
+                eprintln!("skipped: {error}");
+                None
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    crate::contract_suite!(uring_coarse, |read_only| coarse("io_uring", 8 << 20, read_only));
+    crate::contract_suite!(threads_coarse, |read_only| coarse("threads", 8 << 20, read_only));
+    crate::contract_suite!(uring_coarse_odd_size, |read_only| coarse("io_uring", (8 << 20) + 777, read_only));
+    crate::contract_suite!(threads_coarse_odd_size, |read_only| coarse(
+        "threads",
+        (8 << 20) + 777,
+        read_only
+    ));
+}

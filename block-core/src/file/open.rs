@@ -79,6 +79,11 @@ impl FileOptions {
 
     /// Opens the file.
     pub fn open(self) -> Result<OpenFile, OpenError> {
+        self.open_with(|alignment| alignment)
+    }
+
+    /// Opens the file; `adjust` may ask for more alignment than the file does.
+    pub fn open_with(self, adjust: impl FnOnce(Alignment) -> Alignment) -> Result<OpenFile, OpenError> {
         let fd = self.open_fd()?;
         let stat = fstat(&fd).map_err(|e| self.host("cannot look at it", e))?;
         let kind = match FileType::from_raw_mode(stat.st_mode) {
@@ -102,7 +107,7 @@ impl FileOptions {
         if capacity == 0 {
             return Err(self.unusable("is empty: give it a size first, as in `truncate -s 10G FILE`"));
         }
-        let alignment = self.alignment(&fd)?;
+        let alignment = adjust(self.alignment(&fd)?);
         let info = self.info(&fd, &stat, kind, capacity, alignment);
         let tail = self.open_tail(&fd, &info)?;
         self.check_header(&fd)?;
