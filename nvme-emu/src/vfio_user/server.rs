@@ -89,11 +89,10 @@ impl<D: Device> Server<D> {
             }
         };
         for event in &*events {
-            match (event.data.u64(), event.flags) {
-                (LISTENER, _) => self.accept(),
-                (ANSWER, _) => self.answer(),
-                (_, flags) if flags.contains(EventFlags::OUT) => self.write(),
-                _ => drop(self.read()),
+            match event.data.u64() {
+                LISTENER => self.accept(),
+                ANSWER => self.answer(),
+                _ => self.serve(),
             }
         }
         !events.is_empty()
@@ -132,6 +131,14 @@ impl<D: Device> Server<D> {
         }
         tracing::info!(socket = %self.path().display(), "client connected");
         self.client = Client::Present(Connection { socket, session: Session::default(), interest });
+    }
+
+    /// The client's socket is ready for what was waited for; or it is closed, which that will find out too.
+    fn serve(&mut self) {
+        match &self.client {
+            Client::Present(connection) if connection.interest == EventFlags::OUT => self.write(),
+            _ => drop(self.read()),
+        }
     }
 
     /// Reads what the client has sent, once, and carries it out. Says whether there was anything.

@@ -13,23 +13,33 @@ pub struct Agreement {
     pub write_multiple: bool,
 }
 
-/// Either side's JSON. Names that we do not know are ignored.
-#[derive(Default, Serialize, Deserialize)]
-struct VersionData {
+/// The client's JSON, as far as it matters. What it says of how many descriptors and how much data it takes at once
+/// does not: we send one descriptor with a message, and as much data as was asked for.
+#[derive(Default, Deserialize)]
+struct Theirs {
     #[serde(default)]
-    capabilities: Capabilities,
+    capabilities: TheirCapabilities,
 }
 
-/// What the client says of itself beyond this (how many descriptors and how much data it takes at once) does not
-/// matter: we send one descriptor with a message, and as much data as was asked for.
-#[derive(Default, Serialize, Deserialize)]
-struct Capabilities {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_msg_fds: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_data_xfer_size: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    write_multiple: Option<bool>,
+#[derive(Default, Deserialize)]
+struct TheirCapabilities {
+    #[serde(default)]
+    write_multiple: bool,
+}
+
+/// Our JSON.
+#[derive(Serialize)]
+struct Ours {
+    capabilities: OurCapabilities,
+}
+
+#[derive(Serialize)]
+struct OurCapabilities {
+    max_msg_fds: u32,
+    max_data_xfer_size: usize,
+    /// Left out where the client has not proposed it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    write_multiple: bool,
 }
 
 /// Replies to the client's version, if it is one that we can talk to: major 0, any minor.
@@ -40,13 +50,12 @@ pub fn negotiate(command: &Header, payload: &[u8], outbox: &mut Outbox) -> Resul
     if version.major != 0 {
         return Err(Errno::INVAL);
     }
-    let theirs = parse_json(json)?;
-    let write_multiple = theirs.capabilities.write_multiple.unwrap_or(false);
-    let ours = VersionData {
-        capabilities: Capabilities {
-            max_msg_fds: Some(MAX_MSG_FDS),
-            max_data_xfer_size: Some(MAX_DATA_XFER_SIZE as u64),
-            write_multiple: write_multiple.then_some(true),
+    let write_multiple = parse_json(json)?.capabilities.write_multiple;
+    let ours = Ours {
+        capabilities: OurCapabilities {
+            max_msg_fds: MAX_MSG_FDS,
+            max_data_xfer_size: MAX_DATA_XFER_SIZE,
+            write_multiple,
         },
     };
     let mut reply = Version { major: 0, minor: 0 }.as_bytes().to_vec();
@@ -57,9 +66,9 @@ pub fn negotiate(command: &Header, payload: &[u8], outbox: &mut Outbox) -> Resul
 }
 
 /// SPDK sends no JSON at all. If there is any, a NUL ends it.
-fn parse_json(json: &[u8]) -> Result<VersionData, Errno> {
+fn parse_json(json: &[u8]) -> Result<Theirs, Errno> {
     match json {
-        [] | [0] => Ok(VersionData::default()),
+        [] | [0] => Ok(Theirs::default()),
         [json @ .., 0] => serde_json::from_slice(json).map_err(|_| Errno::INVAL),
         _ => Err(Errno::INVAL),
     }

@@ -160,7 +160,7 @@ mod handshake {
             (0, b"{\0"),
             (0, b"1\0"),
             (0, b"{}\0x\0"),
-            (0, b"{\"capabilities\":{\"max_msg_fds\":\"many\"}}\0"),
+            (0, b"{\"capabilities\":{\"write_multiple\":\"maybe\"}}\0"),
             (0, &nested),
         ] {
             let mut talk = Talk::new(Recorder::new());
