@@ -2,7 +2,7 @@
 
 mod program;
 use program::{Folder, PATIENCE, Served, succeed};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -65,6 +65,25 @@ fn the_table_and_the_picture_show_the_same_rows() {
     assert!(picture.starts_with("<svg") && picture.contains("null:1G"), "{picture}");
 }
 
+#[test]
+fn an_interrupted_bench_cleans_up_and_says_so() {
+    let folder = Folder::new();
+    let bench = Command::new(env!("CARGO_BIN_EXE_ringpair"))
+        .args(["bench", "null:1G", "--runtime", "1h"])
+        .env("TMPDIR", folder.path(""))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait_until("a server", || !children(bench.id()).is_empty());
+    kill_process(Pid::from_raw(bench.id().cast_signed()).unwrap(), Signal::INT).unwrap();
+    let output = bench.wait_with_output().unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(errors.ends_with("interrupted\n"), "{errors}");
+    assert_eq!(std::fs::read_dir(folder.path("")).unwrap().count(), 0, "something is left behind");
+}
+
 /// Children of a process, by `/proc`.
 fn children(parent: u32) -> Vec<u32> {
     let path = format!("/proc/{parent}/task/{parent}/children");
@@ -82,8 +101,11 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 
 #[test]
 fn its_server_dies_with_it_even_by_sigkill() {
+    // Killed, it cannot remove its temporary folder.
+    let folder = Folder::new();
     let mut bench = Command::new(env!("CARGO_BIN_EXE_ringpair"))
         .args(["bench", "null:1G", "--runtime", "1h"])
+        .env("TMPDIR", folder.path(""))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
