@@ -52,7 +52,7 @@ pub struct Arguments {
     /// End when this process, the parent, does
     #[arg(long, value_name = "PID", hide = true)]
     pub parent: Option<i32>,
-    /// Each a namespace: [scheme:]location[,option=value…], such as disk.img,cache=none or mem:1G
+    /// Each a namespace: a file, or scheme:location, with options after commas: disk.img,cache=none, mem:1G
     #[arg(value_name = "DISK", required_unless_present = "config", conflicts_with = "config")]
     pub disks: Vec<String>,
 }
