@@ -9,6 +9,7 @@ use nvme_spec::doorbell::Doorbell;
 use nvme_spec::nvm_command::{DatasetManagement, DatasetManagementRange, ReadWrite, WriteZeroes};
 use nvme_spec::{AdminOpcode, CompletionQueueEntry, NvmOpcode, Status};
 use nvme_vfio::{Controller, Fault, Namespace, Options, QueuePair, SubmitError};
+use proptest::prelude::*;
 use zerocopy::FromBytes;
 
 struct Setup {
@@ -417,4 +418,87 @@ fn a_sleeping_controller_with_shadow_doorbells_is_rung() {
         assert_eq!(poll(&mut queue), [(token, Ok(()))]);
     }
     assert_eq!(fake.doorbells(Doorbell::SubmissionQueueTail(1)).len(), 1000);
+}
+
+/// What a controller without manners may do next.
+#[derive(Clone, Debug)]
+enum Turn {
+    Submit,
+    /// Completes a command in flight, as it should.
+    Complete(prop::sample::Index),
+    /// Posts anything.
+    Post(u16, u16, u16, u16),
+    Poll,
+}
+
+fn turn() -> impl Strategy<Value = Turn> {
+    prop_oneof![
+        6 => Just(Turn::Submit),
+        6 => any::<prop::sample::Index>().prop_map(Turn::Complete),
+        1 => (0..12u16, 0..3u16, 0..12u16, any::<u16>()).prop_map(|(a, b, c, d)| Turn::Post(a, b, c, d)),
+        4 => Just(Turn::Poll),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    /// Against a model: what is in flight, what was posted for it, and whether rubbish was.
+    #[test]
+    fn each_command_ends_at_most_once_whatever_the_controller_posts(
+        turns in prop::collection::vec(turn(), 1..300)
+    ) {
+        let Setup { fake, namespace, mut queue, .. } = held(5);
+        let mut next = 0;
+        let mut in_flight = Vec::new();
+        let mut posted = Vec::new();
+        for turn in turns {
+            match turn {
+                Turn::Submit => match queue.flush(&namespace, next) {
+                    Ok(()) => {
+                        queue.kick();
+                        in_flight.push(next);
+                        next += 1;
+                    }
+                    Err(error) => {
+                        prop_assert_eq!(error, SubmitError::Full);
+                        prop_assert_eq!(in_flight.len() + posted.len(), 5);
+                    }
+                },
+                Turn::Complete(which) if !in_flight.is_empty() => {
+                    let place = which.index(in_flight.len());
+                    fake.complete(place, Status::SUCCESS);
+                    posted.push(in_flight.remove(place));
+                }
+                Turn::Complete(_) => {}
+                Turn::Post(cid, sqid, sqhd, status) => {
+                    let status = Status::from_bits(status);
+                    fake.state().post_to(1, CompletionQueueEntry::new(cid, sqid, sqhd, status, false));
+                    // What was posted properly before comes out; then either the rubbish passes for a completion of
+                    // something in flight, or the queue pair breaks, for good.
+                    let mut completed = Vec::new();
+                    let polled = queue.poll(|token, _| completed.push(token));
+                    prop_assert!(completed.starts_with(&posted));
+                    let extra = &completed[posted.len()..];
+                    match polled {
+                        Ok(_) => {
+                            prop_assert_eq!(extra.len(), 1);
+                            prop_assert!(in_flight.contains(&extra[0]));
+                            prop_assert!(sqid == 1 && sqhd < 6);
+                        }
+                        Err(fault) => {
+                            prop_assert!(extra.is_empty());
+                            prop_assert_eq!(queue.poll(|_, _| ()), Err(fault));
+                        }
+                    }
+                    return Ok(());
+                }
+                Turn::Poll => {
+                    prop_assert_eq!(queue.in_flight(), in_flight.len() + posted.len());
+                    let tokens: Vec<u64> = poll(&mut queue).iter().map(|(token, _)| *token).collect();
+                    prop_assert_eq!(tokens, std::mem::take(&mut posted));
+                }
+            }
+        }
+    }
 }

@@ -1,0 +1,253 @@
+//! What handles and queue pairs of a controller share: its state between bring-up and shutdown.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nvme_spec::admin_command::DoorbellBufferConfig;
+use nvme_spec::feature::{AsynchronousEventConfiguration, NumberOfQueues, fid};
+use nvme_spec::identify::IdentifyController;
+use nvme_spec::log_page::CriticalWarning;
+use nvme_spec::registers::{Cap, Version};
+use nvme_spec::{AdminOpcode, SubmissionQueueEntry};
+
+use super::bring_up;
+use crate::admin::{AdminData, AdminQueue};
+use crate::dma::DmaSpace;
+use crate::error::{Error, Fault};
+use crate::options::Options;
+use crate::registers::Registers;
+use crate::shadow_doorbell::ShadowDoorbells;
+use crate::transport::Transport;
+
+/// The critical warnings of the SMART / Health log that any controller may have.
+const CRITICAL_WARNINGS: u8 = 0x1f;
+/// How long a controller that does not say (RTD3E) may take to shut down.
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
+
+/// What all handles and queue pairs of a controller share.
+pub(crate) struct Shared {
+    registers: Registers,
+    space: Arc<DmaSpace>,
+    cap: Cap,
+    pub(super) version: Version,
+    memory_page_size: u64,
+    max_transfer: u32,
+    pub(super) identify: Box<IdentifyController>,
+    options: Options,
+    admin: Mutex<AdminQueue>,
+    /// Where doorbells are trapped; in use if the controller has taken them.
+    shadow: Option<Arc<ShadowDoorbells>>,
+    shadow_in_use: AtomicBool,
+    pub(crate) queue_ids: Mutex<QueueIds>,
+    /// Counts resets: queue pairs made before one are of no use after it.
+    generation: AtomicU32,
+}
+
+/// Which I/O queue identifiers there are, and which are taken.
+pub(crate) struct QueueIds {
+    /// From 1 to this.
+    pub(crate) granted: u16,
+    pub(crate) taken: BTreeSet<u16>,
+}
+
+impl Shared {
+    /// See [`crate::Controller::open`].
+    pub(super) fn open(transport: Box<dyn Transport>, options: Options) -> Result<Self, Error> {
+        let registers = Registers::new(Arc::from(transport));
+        let cap = registers.cap()?;
+        let memory_page_size = bring_up::memory_page_size(&registers, cap)?;
+        let timeout = registers.ready_timeout(cap)?;
+        bring_up::disable_or_reset(&registers, timeout)?;
+
+        let space = DmaSpace::new(registers.transport().clone(), memory_page_size);
+        let trapped = registers.transport().doorbells().is_none();
+        let shadow = if trapped && options.shadow_doorbells {
+            Some(ShadowDoorbells::new(&space, memory_page_size, cap.dstrd())?)
+        } else {
+            None
+        };
+        let mut admin = AdminQueue::new(&registers, &space, memory_page_size, cap.dstrd(), shadow.as_ref())?;
+        let identify = bring_up::enable(&registers, cap, memory_page_size, timeout)
+            .and_then(|()| bring_up::identify_controller(&registers, &mut admin, options.admin_timeout))
+            .inspect_err(|_| {
+                // It must not be left to find its queues gone. The error at hand says more than another one would.
+                let _ = registers.disable(timeout);
+            })?;
+        let max_transfer = bring_up::max_transfer(&identify, cap, &options, memory_page_size);
+        let version = registers.vs()?;
+        let shared = Shared {
+            registers,
+            space,
+            cap,
+            version,
+            memory_page_size,
+            max_transfer,
+            identify,
+            options,
+            admin: Mutex::new(admin),
+            shadow,
+            shadow_in_use: AtomicBool::new(false),
+            queue_ids: Mutex::new(QueueIds { granted: 0, taken: BTreeSet::new() }),
+            generation: AtomicU32::new(0),
+        };
+        // From here on, whatever fails, the controller is shut down when `shared` is dropped.
+        shared.configure(&mut shared.admin())?;
+        Ok(shared)
+    }
+
+    pub(crate) fn admin(&self) -> MutexGuard<'_, AdminQueue> {
+        self.admin.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn queue_ids(&self) -> MutexGuard<'_, QueueIds> {
+        self.queue_ids.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn registers(&self) -> &Registers {
+        &self.registers
+    }
+
+    pub(crate) fn space(&self) -> &Arc<DmaSpace> {
+        &self.space
+    }
+
+    pub(crate) fn cap(&self) -> Cap {
+        self.cap
+    }
+
+    pub(crate) fn options(&self) -> &Options {
+        &self.options
+    }
+
+    pub(crate) fn memory_page_size(&self) -> u64 {
+        self.memory_page_size
+    }
+
+    pub(crate) fn max_transfer(&self) -> u32 {
+        self.max_transfer
+    }
+
+    pub(crate) fn io_timeout(&self) -> Duration {
+        self.options.io_timeout
+    }
+
+    /// The shadow doorbells, if the controller looks at them.
+    pub(crate) fn shadow(&self) -> Option<&Arc<ShadowDoorbells>> {
+        self.shadow.as_ref().filter(|_| self.shadow_in_use.load(Ordering::Relaxed))
+    }
+
+    #[inline]
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn unsupported(&self, what: impl Into<String>) -> Error {
+        Error::Unsupported { name: self.registers.name(), what: what.into() }
+    }
+
+    /// Runs admin commands of which no part must come after a reset that came after `generation`.
+    pub(crate) fn run(
+        &self,
+        generation: u32,
+        commands: impl IntoIterator<Item = SubmissionQueueEntry>,
+    ) -> Result<(), Error> {
+        // A reset holds this lock too.
+        let mut admin = self.admin();
+        for command in commands {
+            if generation != self.generation() {
+                return Err(Error::Queue { name: self.registers.name(), fault: Fault::Reset });
+            }
+            admin.run(command, AdminData::None, self.options.admin_timeout)?;
+        }
+        Ok(())
+    }
+
+    /// How the controller is, as a queue pair wants to know it.
+    pub(crate) fn health(&self) -> Result<(), Fault> {
+        match self.registers.csts() {
+            Err(_) => Err(Fault::Gone),
+            Ok(csts) if csts.cfs() => Err(Fault::Fatal),
+            Ok(csts) if !csts.rdy() => Err(Fault::Reset),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    /// What comes between enabling a controller and using it.
+    fn configure(&self, admin: &mut AdminQueue) -> Result<(), Error> {
+        self.set_number_of_queues(admin)?;
+        self.configure_doorbells(admin);
+        self.configure_events(admin)
+    }
+
+    fn set_number_of_queues(&self, admin: &mut AdminQueue) -> Result<(), Error> {
+        let wanted = self.options.queues.clamp(1, u16::MAX - 1);
+        let value = NumberOfQueues::of(wanted.into(), wanted.into());
+        let command = bring_up::set_features(fid::NUMBER_OF_QUEUES, value.into_bits());
+        let granted = NumberOfQueues::from_bits(admin.run(command, AdminData::None, self.timeout())?);
+        // More may be granted than was asked for.
+        let granted = granted.submission_queues().min(granted.completion_queues());
+        self.queue_ids().granted = granted.min(wanted.into()) as u16;
+        Ok(())
+    }
+
+    fn configure_doorbells(&self, admin: &mut AdminQueue) {
+        let Some(shadow) = self.shadow.as_ref().filter(|_| self.identify.oacs.doorbell_buffer_config())
+        else {
+            return;
+        };
+        let (shadow_doorbells, event_idx) = shadow.iovas();
+        let command = SubmissionQueueEntry::new(AdminOpcode::DOORBELL_BUFFER_CONFIG, 0)
+            .with_dwords(DoorbellBufferConfig { shadow_doorbells, event_idx });
+        match admin.run(command, AdminData::None, self.timeout()) {
+            Ok(_) => self.shadow_in_use.store(true, Ordering::Relaxed),
+            // It only costs speed.
+            Err(error) => tracing::warn!("{error}"),
+        }
+    }
+
+    fn configure_events(&self, admin: &mut AdminQueue) -> Result<(), Error> {
+        let wanted = AsynchronousEventConfiguration::new()
+            .with_critical_warnings(CriticalWarning::from_bits(CRITICAL_WARNINGS))
+            .with_namespace_attribute(self.identify.oaes.namespace_attribute());
+        let command = bring_up::set_features(fid::ASYNCHRONOUS_EVENT_CONFIGURATION, wanted.into_bits());
+        match admin.run(command, AdminData::None, self.timeout()) {
+            Ok(_) => {}
+            Err(error @ Error::Command { .. }) => tracing::info!("{error}"),
+            Err(error) => return Err(error),
+        }
+        admin.request_events(self.identify.aerl)
+    }
+
+    fn timeout(&self) -> Duration {
+        self.options.admin_timeout
+    }
+
+    pub(super) fn reset(&self) -> Result<(), Error> {
+        let mut admin = self.admin();
+        // Queue pairs see it before the controller does, so that none of them rings a doorbell of what comes after.
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.shadow_in_use.store(false, Ordering::Relaxed);
+        let timeout = self.registers.ready_timeout(self.cap)?;
+        bring_up::disable_or_reset(&self.registers, timeout)?;
+        let (size, dstrd) = (self.memory_page_size, self.cap.dstrd());
+        *admin = AdminQueue::new(&self.registers, &self.space, size, dstrd, self.shadow.as_ref())?;
+        bring_up::enable(&self.registers, self.cap, self.memory_page_size, timeout)?;
+        self.configure(&mut admin)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // RTD3E is in microseconds.
+        let limit = SHUTDOWN_LIMIT.max(Duration::from_micros(self.identify.rtd3e.into()));
+        let result = self
+            .registers
+            .ready_timeout(self.cap)
+            .and_then(|timeout| self.registers.shut_down(limit, timeout));
+        if let Err(error) = result {
+            tracing::warn!("shutting down: {error}");
+        }
+    }
+}
