@@ -28,7 +28,7 @@ pub(super) enum LockError {
 }
 
 /// Locks a file as QEMU does for a guest's disk: we read, and write unless `read_only`, and want nobody else to write or
-/// resize it. The locks go when the last descriptor of this open file is closed.
+/// resize it. Ends with [`unlock`], or when the last descriptor of this open file is closed.
 ///
 /// A file system without such locks is no error: then nobody can see anybody.
 pub(super) fn lock(file: BorrowedFd<'_>, read_only: bool) -> Result<(), LockError> {
@@ -57,6 +57,16 @@ pub(super) fn lock(file: BorrowedFd<'_>, read_only: bool) -> Result<(), LockErro
         }
     }
     Ok(())
+}
+
+/// Lets go of the locks, even where a child process that has not got to its exec still has the file open.
+pub(super) fn unlock(file: BorrowedFd<'_>) {
+    for byte in [CONSISTENT_READ, WRITE].map(|p| PERMISSION_BASE + p) {
+        let _ = ofd(file, libc::F_OFD_SETLK, libc::F_UNLCK, byte);
+    }
+    for byte in [WRITE, RESIZE].map(|p| UNSHARED_BASE + p) {
+        let _ = ofd(file, libc::F_OFD_SETLK, libc::F_UNLCK, byte);
+    }
 }
 
 fn held_by_others(file: BorrowedFd<'_>, byte: u64) -> Result<bool, LockError> {

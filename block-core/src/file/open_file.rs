@@ -3,6 +3,7 @@
 use super::alignment::Alignment;
 use super::bounce::BounceBuffer;
 use super::cache_mode::CacheMode;
+use super::lock::unlock;
 use super::write_ranges::WriteRanges;
 use crate::disk::{DiskInfo, Unmapped};
 use crate::request::{Operation, Request, RequestFlags, RequestResult};
@@ -160,6 +161,12 @@ impl OpenFile {
         if dsync && errno == libc::EIO {
             self.sync_failed(errno);
         }
+    }
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        unlock(self.fd.as_fd());
     }
 }
 

@@ -486,3 +486,133 @@ impl Drop for UringQueue {
         let _ = self.ring.submitter().unregister_files();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::open::FileOptions;
+    use super::*;
+    use crate::Segment;
+
+    /// A queue on a file, and 8 KiB of memory to write from. `None`, and says so, without io_uring or O_DIRECT.
+    fn queue(cache: &str) -> Option<(UringQueue, Vec<u8>)> {
+        if let Err(error) = probe() {
+            eprintln!("skipped: no io_uring: {error}");
+            return None;
+        }
+        let exe = std::env::current_exe().unwrap();
+        let file = tempfile::NamedTempFile::new_in(exe.parent().unwrap()).unwrap();
+        file.as_file().set_len(1 << 20).unwrap();
+        let name = format!("{},cache={cache}", file.path().display());
+        let file = match FileOptions::take(name.parse().unwrap()).unwrap().open() {
+            Ok(file) => Arc::new(file),
+            Err(error) => {
+                eprintln!("skipped: {error}");
+                return None;
+            }
+        };
+        let queue = UringQueue::open(file, Arc::new(Pool::new()), 4).unwrap();
+        Some((queue, vec![0; 16384]))
+    }
+
+    /// Submits an aligned write of 8 KiB at 4096 and gives its slot; the kernel has not got it yet.
+    fn write(queue: &mut UringQueue, memory: &mut [u8], flags: RequestFlags) -> u32 {
+        let aligned = memory.as_ptr().align_offset(4096);
+        let base = memory[aligned..].as_mut_ptr();
+        let segments = [Segment { base, len: 8192 }];
+        let request = Request {
+            operation: Operation::Write,
+            offset: 4096,
+            len: 8192,
+            segments: &segments,
+            flags,
+            token: 7,
+        };
+        let slot = *queue.free.last().unwrap();
+        // SAFETY: the queue is dropped before `memory`.
+        assert_eq!(unsafe { queue.submit(request) }, Submission::Pending);
+        slot
+    }
+
+    #[test]
+    fn a_short_write_goes_on_where_it_stopped() {
+        let Some((mut queue, mut memory)) = queue("writeback") else { return };
+        let slot = write(&mut queue, &mut memory, RequestFlags::NONE);
+        assert!(matches!(queue.complete(slot, 100), Outcome::Continue));
+        let transfer = &queue.slots[slot as usize].transfer;
+        assert_eq!((transfer.offset, transfer.left, transfer.next_segments()[0].len), (4196, 8092, 8092));
+        assert!(matches!(queue.complete(slot, 8092), Outcome::Ended(Ok(()))));
+        drop(queue);
+    }
+
+    #[test]
+    fn past_the_page_cache_the_rest_of_a_write_cut_inside_a_block_is_for_the_pool() {
+        let Some((mut queue, mut memory)) = queue("none") else { return };
+        let slot = write(&mut queue, &mut memory, RequestFlags::NONE);
+        assert!(matches!(queue.complete(slot, 100), Outcome::ToPool));
+        drop(queue);
+    }
+
+    #[test]
+    fn interrupted_steps_are_taken_again() {
+        let Some((mut queue, mut memory)) = queue("writeback") else { return };
+        let slot = write(&mut queue, &mut memory, RequestFlags::NONE);
+        for errno in [libc::EINTR, libc::EAGAIN] {
+            assert!(matches!(queue.complete(slot, -errno), Outcome::Continue));
+        }
+        assert_eq!(queue.slots[slot as usize].transfer.left, 8192);
+        drop(queue);
+    }
+
+    #[test]
+    fn where_rwf_dsync_is_refused_a_durable_write_takes_two_steps() {
+        let Some((mut queue, mut memory)) = queue("writeback") else { return };
+        let slot = write(&mut queue, &mut memory, RequestFlags::FUA);
+        assert_eq!(queue.slots[slot as usize].step, Step::Write { durable: true, dsync: true });
+        assert!(matches!(queue.complete(slot, -libc::EOPNOTSUPP), Outcome::Continue));
+        queue.push_step(slot);
+        assert_eq!(queue.slots[slot as usize].step, Step::Write { durable: true, dsync: false });
+        assert!(matches!(queue.complete(slot, 8192), Outcome::Continue), "written, not durable");
+        assert_eq!(queue.slots[slot as usize].step, Step::Sync);
+        assert!(matches!(queue.complete(slot, 0), Outcome::Ended(Ok(()))));
+        queue.reap_all(2);
+        drop(queue);
+    }
+
+    #[test]
+    fn a_failed_sync_and_a_failed_durable_write_end_all_writing_a_plain_one_does_not() {
+        for (flags, fails) in [(RequestFlags::NONE, false), (RequestFlags::FUA, true)] {
+            let Some((mut queue, mut memory)) = queue("writeback") else { return };
+            let slot = write(&mut queue, &mut memory, flags);
+            assert!(matches!(queue.complete(slot, -libc::EIO), Outcome::Ended(Err(libc::EIO))));
+            assert_eq!(queue.file.writable().is_err(), fails);
+            drop(queue);
+        }
+        let Some((mut queue, mut memory)) = queue("writeback") else { return };
+        let slot = write(&mut queue, &mut memory, RequestFlags::NONE);
+        queue.slots[slot as usize].step = Step::Sync;
+        assert!(matches!(queue.complete(slot, -libc::ENOSPC), Outcome::Ended(Err(libc::ENOSPC))));
+        assert_eq!(queue.file.writable(), Err(libc::ENOSPC));
+        drop(queue);
+    }
+
+    #[test]
+    fn a_step_that_moves_nothing_is_an_error() {
+        let Some((mut queue, mut memory)) = queue("writeback") else { return };
+        let slot = write(&mut queue, &mut memory, RequestFlags::NONE);
+        assert!(matches!(queue.complete(slot, 0), Outcome::Ended(Err(libc::EIO))));
+        drop(queue);
+    }
+
+    impl UringQueue {
+        /// Lets the kernel have `n` entries that tests have left in the ring, so that none of them is in the way of the
+        /// queue's end.
+        fn reap_all(&mut self, n: usize) {
+            self.enter(n as u32);
+            let mut left = n;
+            while left > 0 {
+                left -= self.ring.completion().count();
+            }
+            self.free = (0..self.slots.len() as u32).collect();
+        }
+    }
+}
