@@ -115,7 +115,6 @@ impl Control {
     fn disable(&mut self, index: ControllerIndex) {
         let controller = &mut self.controllers[index];
         controller.state = State::Disabling;
-        controller.shared.counters.resets.add(1);
         self.ask_all(index, || ShardRequest::Drain, Box::new(move |control, _| control.disabled(index)));
     }
 
@@ -125,6 +124,7 @@ impl Control {
         controller.take_reports();
         controller.admin.reset();
         controller.shared.registers.reset_status();
+        controller.shared.counters.resets.add(1);
         controller.state = State::Disabled;
         for then in std::mem::take(&mut controller.after_reset) {
             then(self, Ok(()));
