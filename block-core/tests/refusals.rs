@@ -144,6 +144,26 @@ fn a_queue_whose_ring_is_refused_uses_threads_under_auto() {
 }
 
 #[test]
+fn where_the_kernel_does_not_say_what_o_direct_asks_trial_reads_find_out() {
+    let (_dir, path) = file();
+    let said = match open(&path, "cache=none") {
+        Ok(disk) => disk.info(),
+        Err(error) => {
+            assert!(error.contains("no O_DIRECT"), "{error}");
+            eprintln!("skipped: {error}");
+            return;
+        }
+    };
+    with_refused(&[Refused { call: libc::SYS_statx, only_if: None, errno: libc::ENOSYS }], || {
+        let disk = open(&path, "cache=none").unwrap();
+        let found = disk.info();
+        assert!(found.request_alignment >= 512 && found.request_alignment <= said.request_alignment.max(512));
+        assert!(found.memory_alignment >= 512 && found.memory_alignment <= said.memory_alignment.max(512));
+        assert_eq!(write(&mut Client::new(&disk, 4), RequestFlags::NONE), Ok(()));
+    });
+}
+
+#[test]
 fn without_holes_discards_are_ignored_and_zeroes_written_out() {
     let (_dir, path) = file();
     for aio in ["threads", "auto"] {

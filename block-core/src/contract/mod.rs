@@ -73,6 +73,7 @@ macro_rules! contract_suite {
             a_full_queue_gives_the_request_back
             every_pending_request_completes_exactly_once
             a_wait_fd_is_readable_just_while_there_is_something_to_poll
+            a_sleeper_in_epoll_is_woken_for_every_request
             dropping_a_queue_waits_for_what_is_left
         );
         $crate::contract_suite!(@tests true, $open; a_read_only_disk_refuses_every_change);

@@ -2,7 +2,9 @@
 
 use super::client::{Client, Memory};
 use crate::{Disk, Operation, RequestFlags, Submission};
-use rustix::event::Timespec;
+use rustix::buffer::spare_capacity;
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -116,6 +118,46 @@ pub fn a_wait_fd_is_readable_just_while_there_is_something_to_poll(disk: &dyn Di
     if client.wait_fd().is_none() {
         let mut memory = buffers(4);
         assert!(fill(&mut client, &mut memory).0.is_empty(), "a request is pending, and nothing to wait on");
+    }
+}
+
+/// A reactor registers the descriptor once and sleeps on it, on its own thread, for as long as the queue lives.
+pub fn a_sleeper_in_epoll_is_woken_for_every_request(disk: &dyn Disk) {
+    let mut client = Client::new(disk, 8);
+    let Some(fd) = client.wait_fd() else { return };
+    let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).expect("epoll");
+    epoll::add(&epoll, fd, epoll::EventData::new_u64(1), epoll::EventFlags::IN).expect("epoll");
+    let patience = Timespec { tv_sec: 60, tv_nsec: 0 };
+    for i in 0..40u64 {
+        let (operation, range) = match i % 4 {
+            0 => (Operation::Read, (i * 4096, 4096)),
+            1 => (Operation::Write, (i * 4096 + 5, 1000)),
+            2 => (Operation::Flush, (0, 0)),
+            _ => (Operation::WriteZeroes, (i * 4096, 4096)),
+        };
+        let mut memory = Memory::new(range.1 as usize, 0, 0x5a);
+        let data = matches!(operation, Operation::Read | Operation::Write);
+        let segments = if data { vec![memory.segment()] } else { vec![] };
+        // SAFETY: the memory outlives the request, which is waited for below.
+        let (token, submission) = unsafe { client.submit(operation, range, &segments, RequestFlags::FUA) };
+        if submission != Submission::Pending {
+            continue;
+        }
+        client.kick();
+        loop {
+            let completed = client.poll();
+            if !completed.is_empty() {
+                assert_eq!((completed.len(), completed[0].token), (1, token));
+                assert_eq!(completed[0].result, Ok(()));
+                break;
+            }
+            let mut events = Vec::with_capacity(4);
+            match epoll::wait(&epoll, spare_capacity(&mut events), Some(&patience)) {
+                Ok(n) => assert!(n > 0, "nobody woke the sleeper, {operation:?}"),
+                Err(Errno::INTR) => {}
+                Err(error) => panic!("epoll_wait: {error}"),
+            }
+        }
     }
 }
 

@@ -21,6 +21,8 @@ pub enum Asked {
     Fdatasync,
     /// A sync by an entry of a ring, with its `IORING_FSYNC_` flags.
     RingFsync { flags: i32 },
+    /// `io_uring_enter` on a ring that has the file, with the number of entries handed over.
+    Enter { submitted: u32 },
     /// `fallocate`, with its mode.
     Fallocate { mode: i32 },
     /// Anything else that changes the file or makes it durable, or an entry of a ring that is none of the above.
@@ -249,6 +251,10 @@ impl Tracer {
     /// The entries that a thread is about to submit.
     fn entries(&mut self, thread: i32, fd: i32, count: u32) {
         let ring = self.rings.get(&fd).expect("a ring whose setup was seen");
+        if ring.files.iter().any(|fd| self.fds.contains(fd)) {
+            self.note(Asked::Enter { submitted: count });
+        }
+        let ring = &self.rings[&fd];
         let at = |offset| word(&read(thread, ring.rings_at + offset, 4));
         let (head, tail, mask) = (at(ring.head_offset), at(ring.tail_offset), at(ring.mask_offset));
         let mut found = Vec::new();
