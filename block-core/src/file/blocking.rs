@@ -89,7 +89,7 @@ impl OpenFile {
     }
 
     unsafe fn read(&self, transfer: &mut Transfer, workplace: &mut Workplace<'_>) -> Result<(), i32> {
-        while transfer.left > 0 && self.takes_transfer_directly(transfer) {
+        while transfer.left > 0 && self.takes_rest_directly(transfer) {
             match readv(self.as_fd(), transfer.next_segments(), transfer.offset)? {
                 // The file has been cut off behind our back.
                 0 => return Err(libc::EIO),
@@ -119,7 +119,7 @@ impl OpenFile {
         workplace: &mut Workplace<'_>,
     ) -> Result<(), i32> {
         let mut held = self.hold(transfer, workplace);
-        while transfer.left > 0 && self.takes_transfer_directly(transfer) {
+        while transfer.left > 0 && self.takes_rest_directly(transfer) {
             let n = self.writev(self.as_fd(), transfer.next_segments(), transfer.offset, durable)?;
             transfer.advance(n);
             if !self.aligned(transfer.offset, transfer.left) {
@@ -153,12 +153,6 @@ impl OpenFile {
     /// The second step of a durable write where the file system refuses to do it in one.
     fn sync_if_dsync_refused(&self, durable: bool) -> Result<(), i32> {
         if durable && self.dsync_refused.load(Ordering::Relaxed) { self.sync() } else { Ok(()) }
-    }
-
-    fn takes_transfer_directly(&self, transfer: &Transfer) -> bool {
-        let memory = self.alignment.memory as usize - 1;
-        self.aligned(transfer.offset, transfer.left)
-            && transfer.segments().iter().all(|s| (s.base.addr() | s.len) & memory == 0)
     }
 
     fn hold<'a>(&'a self, transfer: &Transfer, workplace: &Workplace<'a>) -> Held<'a> {

@@ -4,9 +4,10 @@ use super::alignment::Alignment;
 use super::bounce::BounceBuffer;
 use super::cache_mode::CacheMode;
 use super::lock::unlock;
+use super::transfer::Transfer;
 use super::write_ranges::WriteRanges;
 use crate::disk::{DiskInfo, Unmapped};
-use crate::request::{Operation, Request, RequestFlags, RequestResult};
+use crate::request::{Operation, Request, RequestFlags, RequestResult, Segment};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
@@ -93,13 +94,16 @@ impl OpenFile {
 
     /// Whether the data of a read or write may go between the kernel and its segments as it is.
     #[inline]
-    pub fn takes_directly(&self, request: &Request<'_>) -> bool {
-        if !self.cache.direct() {
-            return true;
-        }
+    pub fn takes_directly(&self, offset: u64, len: u64, segments: &[Segment]) -> bool {
         let memory = self.alignment.memory as usize - 1;
-        self.aligned(request.offset, request.len)
-            && request.segments.iter().all(|s| (s.base.addr() | s.len) & memory == 0)
+        !self.cache.direct()
+            || self.aligned(offset, len) && segments.iter().all(|s| (s.base.addr() | s.len) & memory == 0)
+    }
+
+    /// The same of what is left of one.
+    #[inline]
+    pub fn takes_rest_directly(&self, rest: &Transfer) -> bool {
+        self.takes_directly(rest.offset, rest.left, rest.segments())
     }
 
     /// Whether a range begins and ends between blocks.

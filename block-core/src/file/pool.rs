@@ -61,6 +61,11 @@ impl Pool {
         state.waiting.reserve(additional);
     }
 
+    /// Takes back [`Pool::reserve`].
+    pub fn release(&self, depth: usize) {
+        locked(&self.shared.state).depth -= depth;
+    }
+
     /// Hands over the jobs in these slots. Fails, having taken none, if no thread could be started at all.
     pub fn run(&self, jobs: &Arc<Jobs>, slots: &[u32]) -> io::Result<()> {
         let mut state = locked(&self.shared.state);
@@ -124,6 +129,7 @@ fn work(shared: &Shared) {
 /// The requests of one queue that are, or may be, with the pool.
 pub(super) struct Jobs {
     file: Arc<OpenFile>,
+    /// Where the queue's plain writes are published, by slot.
     lane: Arc<Lane>,
     slots: Box<[Mutex<Job>]>,
     /// Slots that have ended and how, until the queue collects them.
@@ -138,24 +144,30 @@ impl Jobs {
     /// For a queue of `depth` requests, each with `room` for its segments.
     pub fn new(
         file: Arc<OpenFile>,
-        lane: Arc<Lane>,
         depth: usize,
         room: fn() -> Transfer,
         event_flags: EventfdFlags,
     ) -> io::Result<Self> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | event_flags)?;
+        let lane = file.ranges.lane(depth);
         Ok(Self {
             file,
             lane,
             slots: (0..depth).map(|_| Mutex::new(Job::none(room()))).collect(),
             ended: Mutex::new(Vec::with_capacity(depth)),
             any_ended: AtomicBool::new(false),
-            event: eventfd(0, EventfdFlags::CLOEXEC | event_flags)?,
+            event,
         })
     }
 
     /// Readable while something waits to be collected.
     pub fn event(&self) -> &OwnedFd {
         &self.event
+    }
+
+    /// Where the queue's plain writes are published.
+    pub fn lane(&self) -> &Lane {
+        &self.lane
     }
 
     /// Puts a request into a slot, to be handed over.
@@ -204,6 +216,12 @@ impl Jobs {
                 let _ = rustix::io::read(&self.event, &mut [0u8; 8]);
             }
         }
+    }
+}
+
+impl Drop for Jobs {
+    fn drop(&mut self) {
+        self.file.ranges.remove_lane(&self.lane);
     }
 }
 

@@ -3,7 +3,6 @@
 use super::open_file::OpenFile;
 use super::pool::{Jobs, Pool, let_go};
 use super::transfer::Transfer;
-use super::write_ranges::Lane;
 use crate::queue::{Queue, Submission};
 use crate::request::{Completion, Request, RequestError};
 use rustix::event::EventfdFlags;
@@ -16,7 +15,6 @@ use std::sync::Arc;
 pub(super) struct ThreadsQueue {
     file: Arc<OpenFile>,
     pool: Arc<Pool>,
-    lane: Arc<Lane>,
     jobs: Arc<Jobs>,
     /// What completions need of each slot's request.
     requests: Box<[Pending]>,
@@ -49,19 +47,12 @@ impl Pending {
 impl ThreadsQueue {
     pub fn open(file: Arc<OpenFile>, pool: Arc<Pool>, depth: u16) -> io::Result<Self> {
         let depth = usize::from(depth.max(1));
-        let lane = file.ranges.lane(depth);
-        let jobs = Arc::new(Jobs::new(
-            file.clone(),
-            lane.clone(),
-            depth,
-            Transfer::with_usual_room,
-            EventfdFlags::NONBLOCK,
-        )?);
+        let jobs =
+            Arc::new(Jobs::new(file.clone(), depth, Transfer::with_usual_room, EventfdFlags::NONBLOCK)?);
         pool.reserve(depth);
         Ok(Self {
             file,
             pool,
-            lane,
             jobs,
             requests: vec![Pending::default(); depth].into(),
             free: (0..depth as u32).rev().collect(),
@@ -122,6 +113,6 @@ impl Drop for ThreadsQueue {
             }
         }
         let_go(&self.jobs);
-        self.file.ranges.remove_lane(&self.lane);
+        self.pool.release(self.requests.len());
     }
 }

@@ -11,7 +11,6 @@ use super::open_file::OpenFile;
 use super::pool::{Jobs, Pool, let_go};
 use super::threads::Pending;
 use super::transfer::{MAX_BYTES, Transfer};
-use super::write_ranges::Lane;
 use crate::queue::{Queue, Submission};
 use crate::request::{Completion, Operation, Request, RequestFlags};
 use io_uring::{EnterFlags, IoUring, Probe, cqueue, opcode, squeue, types};
@@ -39,7 +38,6 @@ pub(super) struct UringQueue {
     ring: IoUring,
     file: Arc<OpenFile>,
     pool: Arc<Pool>,
-    lane: Arc<Lane>,
     jobs: Arc<Jobs>,
     slots: Box<[Slot]>,
     free: Vec<u32>,
@@ -146,10 +144,8 @@ impl UringQueue {
         let ring = build_ring(u32::from(depth) + 1)?;
         ring.submitter().register_files(&[file.fd.as_raw_fd()])?;
         let depth = usize::from(depth);
-        let lane = file.ranges.lane(depth);
         // Blocking, for io_uring then waits where a non-blocking descriptor would give `EAGAIN`.
-        let jobs =
-            Arc::new(Jobs::new(file.clone(), lane.clone(), depth, Transfer::empty, EventfdFlags::empty())?);
+        let jobs = Arc::new(Jobs::new(file.clone(), depth, Transfer::empty, EventfdFlags::empty())?);
         pool.reserve(depth);
         let slot = |_| Slot {
             request: Pending::default(),
@@ -161,7 +157,6 @@ impl UringQueue {
             ring,
             file,
             pool,
-            lane,
             jobs,
             slots: (0..depth).map(slot).collect(),
             free: (0..depth as u32).rev().collect(),
@@ -224,7 +219,7 @@ impl UringQueue {
     fn enter_range(&mut self, index: u32, request: &Request<'_>) -> bool {
         let direct = self.file.cache.direct();
         let entered =
-            direct && self.file.ranges.enter(&self.lane, index as usize, request.offset, request.len);
+            direct && self.file.ranges.enter(self.jobs.lane(), index as usize, request.offset, request.len);
         self.slots[index as usize].entered = entered;
         entered || !direct
     }
@@ -300,14 +295,14 @@ impl UringQueue {
         let slot = &mut self.slots[index as usize];
         if let Some(n) = u64::try_from(result).ok().filter(|&n| n > 0) {
             slot.transfer.advance(n.min(slot.transfer.left));
-            let (offset, left) = (slot.transfer.offset, slot.transfer.left);
+            let done = slot.transfer.left == 0;
             return match slot.step {
-                Step::Write { durable: true, dsync: false } if left == 0 => {
+                Step::Write { durable: true, dsync: false } if done => {
                     slot.step = Step::Sync;
                     Outcome::Continue
                 }
-                _ if left == 0 => Outcome::Ended(Ok(())),
-                _ if self.file.aligned(offset, left) => Outcome::Continue,
+                _ if done => Outcome::Ended(Ok(())),
+                _ if self.file.takes_rest_directly(&slot.transfer) => Outcome::Continue,
                 _ => Outcome::ToPool,
             };
         }
@@ -336,7 +331,7 @@ impl UringQueue {
     fn leave(&mut self, index: u32) {
         let slot = &mut self.slots[index as usize];
         if std::mem::take(&mut slot.entered) {
-            self.file.ranges.leave(&self.lane, index as usize);
+            self.file.ranges.leave(self.jobs.lane(), index as usize);
         }
     }
 
@@ -413,8 +408,10 @@ impl Queue for UringQueue {
         }
         let Some(index) = self.free.pop() else { return Submission::Full };
         let step = match request.operation {
-            Operation::Read if self.file.takes_directly(&request) => Some(Step::Read),
-            Operation::Write if self.file.takes_directly(&request) => {
+            Operation::Read if self.file.takes_directly(request.offset, request.len, request.segments) => {
+                Some(Step::Read)
+            }
+            Operation::Write if self.file.takes_directly(request.offset, request.len, request.segments) => {
                 let durable = self.file.durable(request.operation, request.flags);
                 self.enter_range(index, &request).then_some(Step::Write { durable, dsync: false })
             }
@@ -481,7 +478,7 @@ impl Drop for UringQueue {
             self.poll(&mut rest);
         }
         let_go(&self.jobs);
-        self.file.ranges.remove_lane(&self.lane);
+        self.pool.release(self.slots.len());
         // The kernel takes a ring apart some time after it was closed; the file is to be closed when its disk is.
         let _ = self.ring.submitter().unregister_files();
     }
