@@ -43,6 +43,18 @@ fn a_completion_after_the_deadline_is_taken_for_nothing_else() {
 }
 
 #[test]
+fn data_of_a_command_that_was_given_up_lands_nowhere() {
+    let fake = Fake::new();
+    let controller = open(&fake);
+    let identify = SubmissionQueueEntry { cdw10: 1, ..SubmissionQueueEntry::new(AdminOpcode::IDENTIFY, 0) };
+    fake.state().ignored = Some(AdminOpcode::IDENTIFY);
+    let mut data = [0; 4096];
+    controller.admin(identify, AdminData::FromController(&mut data)).unwrap_err();
+    let state = fake.state();
+    assert!(!state.is_mapped(state.held[0].1.prp1));
+}
+
+#[test]
 fn data_goes_both_ways_at_any_length() {
     let fake = Fake::new();
     let controller = open(&fake);

@@ -369,6 +369,16 @@ fn dropping_a_queue_pair_deletes_the_submission_queue_before_the_completion_queu
 }
 
 #[test]
+fn dropping_a_queue_pair_of_a_controller_that_was_reset_by_others_does_not_wait_for_it() {
+    let Setup { fake, queue, .. } = setup(4);
+    fake.state().csts.set_rdy(false);
+    fake.state().ignored = Some(AdminOpcode::DELETE_IO_SUBMISSION_QUEUE);
+    let start = std::time::Instant::now();
+    drop(queue);
+    assert!(start.elapsed() < Options::default().admin_timeout / 2);
+}
+
+#[test]
 fn a_completion_queue_without_a_submission_queue_is_deleted_again() {
     let fake = Fake::new();
     let controller = Controller::open(fake.boxed(), Options::default()).unwrap();
@@ -387,6 +397,46 @@ fn interrupts_without_vectors_are_refused() {
     let controller = Controller::open(Fake::new().boxed(), options).unwrap();
     let error = controller.queue_pair().map(drop).unwrap_err().to_string();
     assert!(error.contains("no interrupt vector for queue 1"), "{error}");
+}
+
+fn interrupt_vectors(vectors: u32, queues: u16) -> (Fake, Controller) {
+    let fake = Fake::with(|state| state.vectors = vectors);
+    let options = Options { interrupts: true, queues, ..Options::default() };
+    let controller = Controller::open(fake.boxed(), options).unwrap();
+    (fake, controller)
+}
+
+#[test]
+fn each_queue_has_a_vector_of_its_own_which_it_gives_back() {
+    let (fake, controller) = interrupt_vectors(3, 3);
+    let pairs = [controller.queue_pair().unwrap(), controller.queue_pair().unwrap()];
+    assert!(pairs.iter().all(|pair| pair.wait_fd().is_some()));
+    assert_eq!(fake.state().connected, [(1, true), (2, true)]);
+    let error = controller.queue_pair().map(drop).unwrap_err().to_string();
+    assert!(error.contains("no interrupt vector for queue 3 of a controller with 3"), "{error}");
+    drop(pairs);
+    assert_eq!(fake.state().connected[2..], [(1, false), (2, false)]);
+}
+
+#[test]
+fn a_single_vector_goes_to_the_first_queue() {
+    let (fake, controller) = interrupt_vectors(1, 2);
+    let _pair = controller.queue_pair().unwrap();
+    assert_eq!(fake.state().connected, [(0, true)]);
+    controller.queue_pair().map(drop).unwrap_err();
+}
+
+#[test]
+fn with_interrupts_the_completion_queues_head_is_reported_at_once() {
+    let (fake, controller) = interrupt_vectors(2, 1);
+    let namespace = controller.namespace(1).unwrap();
+    let mut queue = controller.queue_pair().unwrap();
+    for token in 0..3 {
+        queue.flush(&namespace, token).unwrap();
+        queue.kick();
+        poll(&mut queue);
+    }
+    assert_eq!(fake.doorbells(Doorbell::CompletionQueueHead(1)), [1, 2, 3]);
 }
 
 #[test]

@@ -16,6 +16,7 @@ use nvme_spec::AdminOpcode;
 use nvme_vfio::transport::{DmaMemory, Transport, VfioUser};
 use nvme_vfio::{Controller, Options};
 use rustix::event::EventfdFlags;
+use rustix::fs::SealFlags;
 use vfio_bindings::bindings::vfio::{
     VFIO_REGION_INFO_FLAG_MMAP, VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE, vfio_region_info,
     vfio_region_sparse_mmap_area,
@@ -91,6 +92,8 @@ impl ServerBackend for Backend {
         }
         assert_eq!(flags, DmaMapFlags::READ_WRITE);
         let fd = fd.expect("a descriptor");
+        // Or else this server could truncate it, which the client would die of.
+        assert!(rustix::fs::fcntl_get_seals(&fd)?.contains(SealFlags::SHRINK));
         let protection = rustix::mm::ProtFlags::READ | rustix::mm::ProtFlags::WRITE;
         let (len, flags) = (size as usize, rustix::mm::MapFlags::SHARED);
         // SAFETY: a new mapping at an address of the kernel's choice.

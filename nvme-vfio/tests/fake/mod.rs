@@ -65,6 +65,10 @@ pub struct State {
     pub gone: bool,
     /// EventIdx is kept at this distance behind the tail (mod size), as by a controller that keeps polling.
     pub polls_shadows: bool,
+    /// Interrupt vectors.
+    pub vectors: u32,
+    /// Vectors connected (true) and disconnected, in order.
+    pub connected: Vec<(u32, bool)>,
     pub steps: Vec<Step>,
     memory: BTreeMap<u64, (usize, u64)>,
     submission: BTreeMap<u16, Ring>,
@@ -128,6 +132,8 @@ impl Fake {
             cfs_on_enable: false,
             gone: false,
             polls_shadows: false,
+            vectors: 0,
+            connected: Vec::new(),
             steps: Vec::new(),
             memory: BTreeMap::new(),
             submission: BTreeMap::new(),
@@ -201,6 +207,11 @@ impl Fake {
 }
 
 impl State {
+    /// Whether the driver lets this controller reach an address.
+    pub fn is_mapped(&self, iova: u64) -> bool {
+        self.memory.range(..=iova).next_back().is_some_and(|(first, (_, size))| iova - first < *size)
+    }
+
     fn pointer(&self, iova: u64, len: usize) -> *mut u8 {
         let (first, (base, size)) = self.memory.range(..=iova).next_back().expect("mapped memory");
         assert!(iova - first + len as u64 <= *size, "I/O virtual address {iova:#x}+{len:#x} is not mapped");
@@ -472,11 +483,16 @@ impl Transport for Fake {
     }
 
     fn interrupt_vectors(&self) -> u32 {
-        0
+        self.state().vectors
     }
 
-    fn set_interrupts(&self, _: u32, _: &[Option<BorrowedFd<'_>>]) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn set_interrupts(&self, start: u32, eventfds: &[Option<BorrowedFd<'_>>]) -> io::Result<()> {
+        let mut state = self.state();
+        for (vector, eventfd) in (start..).zip(eventfds) {
+            assert!(vector < state.vectors);
+            state.connected.push((vector, eventfd.is_some()));
+        }
+        Ok(())
     }
 
     fn reset(&self) -> io::Result<()> {
