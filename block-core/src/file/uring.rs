@@ -114,7 +114,7 @@ pub(super) fn probe() -> io::Result<()> {
 
 /// A ring with the best set-up that the kernel has.
 ///
-/// Not `DEFER_TASKRUN`, which would be the fastest: on such a ring nobody who sleeps in `poll` or `epoll` on its
+/// Not `DEFER_TASKRUN`: on such a ring nobody who sleeps in `poll` or `epoll` on its
 /// descriptor is woken when a completion comes in as deferred work (seen on Linux 6.18: only the posting of an entry
 /// wakes, and that is what is deferred). Cooperative task work interrupts the sleep instead.
 fn build_ring(entries: u32) -> io::Result<IoUring> {
