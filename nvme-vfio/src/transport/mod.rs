@@ -1,11 +1,15 @@
 //! How the driver reaches a controller: registers, DMA, interrupts.
 //!
-//! The driver is written once, against [`Transport`]. Implementations:[`vfio_user`] (a client of any vfio-user
-//! NVMe server), `loopback` (a controller in the same process; crate `nvme-loopback`), and, planned, kernel VFIO.
+//! The driver is written once, against [`Transport`]. Implementations: [`vfio`] (a controller of this machine, through
+//! the kernel), [`vfio_user`] (a client of any vfio-user NVMe server), and `loopback` (a controller in the same
+//! process; crate `nvme-loopback`).
 
+mod capability;
 pub mod pci;
+pub mod vfio;
 pub mod vfio_user;
 
+pub use vfio::Vfio;
 pub use vfio_user::VfioUser;
 
 use std::io;

@@ -94,32 +94,6 @@ pub(super) struct RegionInfo {
     pub(super) offset: u64,
 }
 
-/// What every capability of a region begins with.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub(super) struct CapabilityHeader {
-    pub(super) id: u16,
-    pub(super) version: u16,
-    /// Where the next one is, counted from the beginning of [`RegionInfo`]; 0: there is none.
-    pub(super) next: u32,
-}
-
-/// The sparse mmap capability, after its header; the areas follow.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub(super) struct SparseMmap {
-    pub(super) nr_areas: u32,
-    pub(super) reserved: u32,
-}
-
-/// An area of a region that can be mapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub(super) struct SparseArea {
-    pub(super) offset: u64,
-    pub(super) size: u64,
-}
-
 /// DEVICE_GET_IRQ_INFO, both ways.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]

@@ -5,13 +5,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 
 use rustix::mm::{MapFlags, ProtFlags};
-use vfio_bindings::bindings::vfio::{
-    VFIO_REGION_INFO_CAP_SPARSE_MMAP, VFIO_REGION_INFO_FLAG_CAPS, VFIO_REGION_INFO_FLAG_MMAP,
-};
-use zerocopy::{FromBytes, IntoBytes};
+use vfio_bindings::bindings::vfio::{VFIO_REGION_INFO_FLAG_CAPS, VFIO_REGION_INFO_FLAG_MMAP};
+use zerocopy::IntoBytes;
 
+use super::super::capability::{self, SparseArea};
 use super::connection::{Connection, Reply};
-use super::messages::{CapabilityHeader, Command, RegionInfo, SparseArea, SparseMmap};
+use super::messages::{Command, RegionInfo};
 
 /// A region, as the server describes it.
 pub(super) struct Region {
@@ -40,7 +39,7 @@ impl Region {
         let mut areas = Vec::new();
         if info.flags & VFIO_REGION_INFO_FLAG_MMAP != 0 && !fds.is_empty() {
             let sparse = if info.flags & VFIO_REGION_INFO_FLAG_CAPS != 0 {
-                sparse_areas(&payload, info.cap_offset)?
+                capability::sparse_areas(&payload, info.cap_offset)?
             } else {
                 None
             };
@@ -76,35 +75,6 @@ impl Region {
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::InvalidData)?;
         Ok(Some(Mapping { base, len, skip: (from - area.offset) as usize }))
     }
-}
-
-/// The areas of the sparse mmap capability, if there is one in the list that begins at `next` of the reply.
-fn sparse_areas(payload: &[u8], mut next: u32) -> io::Result<Option<Vec<SparseArea>>> {
-    let malformed = || io::Error::new(io::ErrorKind::InvalidData, "a region's capabilities are malformed");
-    let mut before = 0;
-    while next != 0 {
-        // A list that only goes forward ends.
-        if next <= before {
-            return Err(malformed());
-        }
-        before = next;
-        let rest = payload.get(next as usize..).ok_or_else(malformed)?;
-        let (header, rest) = CapabilityHeader::read_from_prefix(rest).map_err(|_| malformed())?;
-        if u32::from(header.id) != VFIO_REGION_INFO_CAP_SPARSE_MMAP {
-            next = header.next;
-            continue;
-        }
-        let (sparse, rest) = SparseMmap::read_from_prefix(rest).map_err(|_| malformed())?;
-        let count = sparse.nr_areas as usize;
-        let bytes = count.checked_mul(size_of::<SparseArea>()).and_then(|len| rest.get(..len));
-        let bytes = bytes.ok_or_else(malformed)?;
-        let areas = bytes.chunks_exact(size_of::<SparseArea>());
-        return areas
-            .map(|area| SparseArea::read_from_bytes(area).map_err(|_| malformed()))
-            .collect::<io::Result<_>>()
-            .map(Some);
-    }
-    Ok(None)
 }
 
 /// Servers send a descriptor for each area, in order, or one for all of them.
@@ -151,39 +121,6 @@ impl Drop for Mapping {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    /// A reply with a capability of another kind, then the sparse mmap capability.
-    fn reply(areas: &[SparseArea], nr_areas: u32) -> Vec<u8> {
-        let mut payload = RegionInfo { cap_offset: 40, ..RegionInfo::default() }.as_bytes().to_vec();
-        payload.extend([0xaa; 8]);
-        payload.extend(CapabilityHeader { id: 99, version: 1, next: 56 }.as_bytes());
-        payload.extend([0xaa; 8]);
-        let id = VFIO_REGION_INFO_CAP_SPARSE_MMAP as u16;
-        payload.extend(CapabilityHeader { id, version: 1, next: 0 }.as_bytes());
-        payload.extend(SparseMmap { nr_areas, reserved: 0 }.as_bytes());
-        payload.extend(areas.as_bytes());
-        payload
-    }
-
-    #[test]
-    fn sparse_areas_are_found_behind_other_capabilities() {
-        let areas =
-            [SparseArea { offset: 0x1000, size: 0x1000 }, SparseArea { offset: 0x4000, size: 0x2000 }];
-        assert_eq!(sparse_areas(&reply(&areas, 2), 40).unwrap(), Some(areas.to_vec()));
-    }
-
-    #[test]
-    fn more_areas_than_there_are_bytes_are_refused() {
-        assert!(sparse_areas(&reply(&[], u32::MAX), 40).is_err());
-    }
-
-    #[test]
-    fn a_list_that_turns_back_is_refused() {
-        let mut payload = reply(&[], 0);
-        payload[44..48].copy_from_slice(&40u32.to_ne_bytes());
-        assert!(sparse_areas(&payload, 40).is_err());
-    }
 
     #[test]
     fn one_descriptor_serves_all_areas_and_several_go_in_order() {
@@ -192,12 +129,5 @@ mod tests {
         assert_eq!(with_files(areas.clone(), vec![fd()]).unwrap().len(), 2);
         assert_eq!(with_files(areas.clone(), vec![fd(), fd()]).unwrap().len(), 2);
         assert!(with_files(areas, vec![fd(), fd(), fd()]).is_err());
-    }
-
-    proptest! {
-        #[test]
-        fn any_bytes_are_parsed_or_refused(payload in proptest::collection::vec(any::<u8>(), 0..200), at: u8) {
-            let _ = sparse_areas(&payload, at.into());
-        }
     }
 }

@@ -1,0 +1,240 @@
+//! A controller of this machine, owned through the kernel's VFIO.
+//!
+//! [`Vfio::open`] finds the device ([`sysfs`]), takes it by its IOMMU group (`group`) or by its own file with iommufd
+//! (`cdev`), whichever the kernel offers, maps its registers (`bar`), and lets it do DMA to what is mapped for it
+//! and to nothing else. Everything is the process' own: when it ends, however it ends, the kernel stops the device,
+//! resets it and unlocks the memory.
+
+mod bar;
+mod cdev;
+mod device;
+mod group;
+mod ioctl;
+mod iova;
+mod mappings;
+mod open_error;
+pub mod sysfs;
+
+use std::fmt;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::str::FromStr;
+
+use super::{DmaLimits, DmaMemory, DoorbellMemory, Transport, pci};
+use bar::Bar;
+use device::Device;
+pub use open_error::OpenError;
+pub use sysfs::{PciAddress, PciDevice};
+
+/// Which of the kernel's two interfaces a device is taken by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Interface {
+    /// [`Interface::Cdev`] where the kernel has it and this process may use it, else [`Interface::Group`].
+    #[default]
+    Auto,
+    /// /dev/vfio/GROUP with a type1v2 container: every kernel with VFIO has it.
+    Group,
+    /// /dev/vfio/devices/vfioN with iommufd: kernels since 6.6, if built with it.
+    Cdev,
+}
+
+impl FromStr for Interface {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "group" => Ok(Self::Group),
+            "cdev" => Ok(Self::Cdev),
+            _ => Err(format!("vfio={text}: expected auto, group or cdev")),
+        }
+    }
+}
+
+impl fmt::Display for Interface {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Group => "group",
+            Self::Cdev => "cdev",
+        })
+    }
+}
+
+/// The address space of a device.
+enum AddressSpace {
+    Container(group::Container),
+    Ioas(cdev::Ioas),
+}
+
+/// A controller that this process owns. Nobody else can open it as long as this lives.
+pub struct Vfio {
+    name: String,
+    interface: Interface,
+    // In the order in which they are undone: registers, then the device, then its address space.
+    bar: Bar,
+    device: Device,
+    space: AddressSpace,
+}
+
+impl Vfio {
+    /// Takes the controller at an address of this machine.
+    ///
+    /// # Errors
+    ///
+    /// There is no controller there, it is bound to another driver than VFIO's, somebody else has it, or this process may
+    /// not: [`OpenError`] says which, and what to do.
+    pub fn open(address: PciAddress, interface: Interface) -> Result<Self, OpenError> {
+        let found = PciDevice::find(address).ok_or(OpenError::NoDevice(address))?;
+        check(&found)?;
+        let (space, fd, interface) = match pick(&found, interface)? {
+            Some(path) => {
+                let (ioas, fd) = cdev::open(&found, &path)?;
+                (AddressSpace::Ioas(ioas), fd, Interface::Cdev)
+            }
+            None => {
+                let group = found.iommu_group().ok_or(OpenError::NoIommu(address))?;
+                if group.is_no_iommu() {
+                    return Err(OpenError::NoIommu(address));
+                }
+                let (container, fd) = group::open(&found, &group)?;
+                (AddressSpace::Container(container), fd, Interface::Group)
+            }
+        };
+        let device = Device::new(fd).map_err(OpenError::io(address, "asking about it"))?;
+        let bar = Bar::map(&device).map_err(OpenError::io(address, "mapping its registers"))?;
+        pci::enable(&device).map_err(OpenError::io(address, "enabling it in PCI configuration space"))?;
+        Ok(Self { name: address.to_string(), interface, bar, device, space })
+    }
+
+    /// By which interface it was taken: never [`Interface::Auto`].
+    pub fn interface(&self) -> Interface {
+        self.interface
+    }
+}
+
+/// Whether the device is an NVMe controller that VFIO has.
+fn check(device: &PciDevice) -> Result<(), OpenError> {
+    let address = device.address();
+    let class = device.class().map_err(OpenError::io(address, "reading its class"))?;
+    if class != sysfs::CLASS_NVME {
+        return Err(OpenError::NotNvme { address, class });
+    }
+    match device.driver() {
+        None => Err(OpenError::Unbound(address)),
+        Some(_) if device.is_bound_to_vfio() => Ok(()),
+        Some(driver) => Err(OpenError::OtherDriver { address, driver }),
+    }
+}
+
+/// The device's file, if it shall be taken by that; `None`: by its group.
+fn pick(device: &PciDevice, interface: Interface) -> Result<Option<String>, OpenError> {
+    match (interface, cdev::path(device)) {
+        (Interface::Group, _) | (Interface::Auto, None) => Ok(None),
+        (Interface::Auto, Some(path)) => Ok(Some(path).filter(|path| cdev::is_permitted(path))),
+        (Interface::Cdev, Some(path)) => Ok(Some(path)),
+        (Interface::Cdev, None) => Err(OpenError::Missing {
+            address: device.address(),
+            what: "this kernel has no /dev/vfio/devices with iommufd for it: use vfio=group".into(),
+        }),
+    }
+}
+
+/// What an IOMMU that does not remap interrupts means.
+const UNSAFE_INTERRUPTS: &str = "its IOMMU cannot remap interrupts, so that a device could forge them: switch \
+                                 interrupt remapping on, or trust the device (allow_unsafe_interrupts of the \
+                                 kernel's modules vfio_iommu_type1 and iommufd)";
+
+impl Transport for Vfio {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn read32(&self, offset: u64) -> io::Result<u32> {
+        self.bar.read32(&self.device, offset)
+    }
+
+    fn read64(&self, offset: u64) -> io::Result<u64> {
+        // In halves, as Linux does: not every controller takes 64 bits at once.
+        let low = self.read32(offset)?;
+        Ok(u64::from(low) | u64::from(self.read32(offset + 4)?) << 32)
+    }
+
+    fn write32(&self, offset: u64, value: u32) -> io::Result<()> {
+        self.bar.write32(&self.device, offset, value)
+    }
+
+    fn write64(&self, offset: u64, value: u64) -> io::Result<()> {
+        self.write32(offset, value as u32)?;
+        self.write32(offset + 4, (value >> 32) as u32)
+    }
+
+    fn doorbells(&self) -> Option<DoorbellMemory> {
+        self.bar.doorbells()
+    }
+
+    fn dma_limits(&self) -> DmaLimits {
+        match &self.space {
+            AddressSpace::Container(container) => container.limits().clone(),
+            AddressSpace::Ioas(ioas) => ioas.limits().clone(),
+        }
+    }
+
+    unsafe fn map_dma(&self, iova: u64, memory: &DmaMemory<'_>) -> io::Result<()> {
+        // SAFETY: by this function's condition.
+        unsafe {
+            match &self.space {
+                AddressSpace::Container(container) => container.map(iova, memory),
+                AddressSpace::Ioas(ioas) => ioas.map(iova, memory),
+            }
+        }
+    }
+
+    fn unmap_dma(&self, iova: u64, len: u64) -> io::Result<()> {
+        match &self.space {
+            AddressSpace::Container(container) => container.unmap(iova, len),
+            AddressSpace::Ioas(ioas) => ioas.unmap(iova, len),
+        }
+    }
+
+    fn interrupt_vectors(&self) -> u32 {
+        self.device.interrupt_vectors()
+    }
+
+    fn set_interrupts(&self, start: u32, eventfds: &[Option<BorrowedFd<'_>>]) -> io::Result<()> {
+        self.device.set_interrupts(start, eventfds)
+    }
+
+    fn reset(&self) -> io::Result<()> {
+        self.device.reset()?;
+        // The kernel restores configuration space after a reset; not every reset is the kernel's.
+        pci::enable(&self.device)
+    }
+}
+
+impl Drop for Vfio {
+    fn drop(&mut self) {
+        self.device.disable_interrupts();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn interfaces_are_named_as_they_print() {
+        for interface in [Interface::Auto, Interface::Group, Interface::Cdev] {
+            assert_eq!(interface.to_string().parse(), Ok(interface));
+        }
+        let error = "type1".parse::<Interface>().unwrap_err();
+        assert!(error.contains("vfio=type1") && error.contains("cdev"), "{error}");
+    }
+
+    #[test]
+    fn an_address_where_nothing_is_is_an_error_that_names_it() {
+        let address = "ffff:ff:1f.7".parse().unwrap();
+        let error = Vfio::open(address, Interface::Auto).err().expect("there is nothing");
+        assert_eq!(error.to_string(), "ffff:ff:1f.7: there is no such PCI device");
+    }
+}
