@@ -1,13 +1,15 @@
 //! Memory that the controller reads and writes.
 
 use std::ffi::c_void;
+use std::io;
 use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::error::Error;
@@ -54,27 +56,152 @@ impl DmaSpace {
 
     /// Allocates zeroed memory, of at least `len` bytes, and maps it.
     pub(crate) fn allocate(self: &Arc<Self>, len: usize) -> Result<DmaBuffer, Error> {
-        let failed = |doing| {
-            move |source: std::io::Error| Error::Transport {
-                name: self.transport.name().into(),
-                doing: format!("{doing} {len} bytes of DMA memory"),
-                source,
-            }
-        };
-        let out_of_range = || failed("allocating")(rustix::io::Errno::NOMEM.into());
-        let bytes = (len.max(1) as u64).checked_next_multiple_of(self.page_size).ok_or_else(out_of_range)?;
-        let memory = SharedMemory::new(bytes).map_err(|errno| failed("allocating")(errno.into()))?;
-
-        let iova = self.iovas.lock().unwrap_or_else(PoisonError::into_inner).allocate(bytes);
-        let iova = iova.ok_or_else(out_of_range)?;
+        let failed = |source| self.failed("allocating", len as u64, source);
+        let bytes = (len.max(1) as u64).checked_next_multiple_of(self.page_size);
+        let bytes = bytes.ok_or_else(|| failed(Errno::NOMEM.into()))?;
+        let memory = SharedMemory::new(bytes).map_err(|errno| failed(errno.into()))?;
         let range = DmaMemory { base: memory.base, len: bytes, backing: Some((memory.file.as_fd(), 0)) };
         // SAFETY: the memory belongs to the DmaBuffer made below, which unmaps it from the controller before it
         // unmaps it from this process (or leaves it for good if the former fails), and never makes a reference.
-        if let Err(source) = unsafe { self.transport.map_dma(iova, &range) } {
-            self.iovas.lock().unwrap_or_else(PoisonError::into_inner).release(iova, bytes);
-            return Err(failed("mapping")(source));
-        }
+        let iova = unsafe { self.map(&range)? };
         Ok(DmaBuffer { space: self.clone(), memory: ManuallyDrop::new(memory), iova, len: bytes as usize })
+    }
+
+    /// Maps memory of somebody else's.
+    ///
+    /// # Safety
+    ///
+    /// As [`crate::Controller::map_dma`].
+    pub(crate) unsafe fn map_foreign(self: &Arc<Self>, memory: &DmaMemory<'_>) -> Result<DmaMapping, Error> {
+        let (base, len) = (memory.base, memory.len);
+        let aligned = len > 0 && (base.addr().get() as u64 | len).is_multiple_of(self.page_size);
+        if !aligned {
+            let what = format!("the memory does not begin and end at multiples of {} bytes", self.page_size);
+            return Err(self.failed("mapping", len, io::Error::new(io::ErrorKind::InvalidInput, what)));
+        }
+        // SAFETY: by this function's condition.
+        let iova = unsafe { self.map(memory)? };
+        Ok(DmaMapping { space: self.clone(), base, len, iova, mapped: true })
+    }
+
+    /// Maps whole pages at an address that is free.
+    ///
+    /// # Safety
+    ///
+    /// As [`Transport::map_dma`].
+    unsafe fn map(&self, memory: &DmaMemory<'_>) -> Result<u64, Error> {
+        let failed = |source| self.failed("mapping", memory.len, source);
+        let iova = self.iovas().allocate(memory.len);
+        let iova = iova.ok_or_else(|| {
+            let what = "no range of I/O virtual addresses is left that is so long";
+            failed(io::Error::new(io::ErrorKind::OutOfMemory, what))
+        })?;
+        // SAFETY: by this function's condition.
+        if let Err(source) = unsafe { self.transport.map_dma(iova, memory) } {
+            self.iovas().release(iova, memory.len);
+            return Err(failed(source));
+        }
+        Ok(iova)
+    }
+
+    /// Unmaps what one [`DmaSpace::map`] has mapped, and frees its address; that stays taken if it fails.
+    fn unmap(&self, iova: u64, len: u64) -> Result<(), Error> {
+        self.transport.unmap_dma(iova, len).map_err(|source| self.failed("unmapping", len, source))?;
+        self.iovas().release(iova, len);
+        Ok(())
+    }
+
+    fn iovas(&self) -> MutexGuard<'_, IovaAllocator> {
+        self.iovas.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failed(&self, doing: &str, len: u64, source: io::Error) -> Error {
+        let doing = format!("{doing} {len} bytes of DMA memory");
+        Error::Transport { name: self.transport.name().into(), doing, source }
+    }
+}
+
+impl std::fmt::Debug for DmaSpace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DmaSpace").field("transport", &self.transport.name()).finish_non_exhaustive()
+    }
+}
+
+/// Somebody else's memory, as a rule a guest's, that the controller reaches. Dropping it takes it away from the
+/// controller.
+///
+/// It gives no access to the bytes: whoever owns them has that.
+#[derive(Debug)]
+pub struct DmaMapping {
+    space: Arc<DmaSpace>,
+    base: NonNull<u8>,
+    len: u64,
+    iova: u64,
+    mapped: bool,
+}
+
+// SAFETY: it is two numbers; the pointer is never followed.
+unsafe impl Send for DmaMapping {}
+// SAFETY: as above.
+unsafe impl Sync for DmaMapping {}
+
+impl DmaMapping {
+    /// Where it begins in this process.
+    #[inline]
+    pub fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    /// Its length in bytes.
+    #[inline]
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Never: there is at least one page.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// I/O virtual address of its first byte.
+    #[inline]
+    pub fn iova(&self) -> u64 {
+        self.iova
+    }
+
+    /// Where the controller finds `len` bytes of this process; `None` if they are not all in here.
+    #[inline]
+    pub fn translate(&self, base: *const u8, len: u32) -> Option<DmaRange> {
+        let offset = (base.addr() as u64).checked_sub(self.base.addr().get() as u64)?;
+        let end = offset.checked_add(len.into())?;
+        (end <= self.len).then(|| DmaRange { iova: self.iova + offset, len })
+    }
+
+    /// Takes the memory away from the controller. Commands into it that are still in flight end with errors.
+    ///
+    /// # Errors
+    ///
+    /// The transport could not: the controller may still reach the memory, which then has to stay as it is until the
+    /// controller has been closed.
+    pub fn unmap(mut self) -> Result<(), Error> {
+        self.unmap_once()
+    }
+
+    fn unmap_once(&mut self) -> Result<(), Error> {
+        if !std::mem::replace(&mut self.mapped, false) {
+            return Ok(());
+        }
+        // An address that may still lead there is never given to anything else.
+        self.space.unmap(self.iova, self.len)
+    }
+}
+
+impl Drop for DmaMapping {
+    fn drop(&mut self) {
+        if let Err(error) = self.unmap_once() {
+            tracing::warn!("{error}");
+        }
     }
 }
 
@@ -90,7 +217,7 @@ unsafe impl Send for SharedMemory {}
 
 impl SharedMemory {
     fn new(len: u64) -> rustix::io::Result<Self> {
-        let size = usize::try_from(len).map_err(|_| rustix::io::Errno::NOMEM)?;
+        let size = usize::try_from(len).map_err(|_| Errno::NOMEM)?;
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = rustix::fs::memfd_create(c"ringpair-dma", flags)?;
         rustix::fs::ftruncate(&file, len)?;
@@ -101,7 +228,7 @@ impl SharedMemory {
         let flags = MapFlags::SHARED | MapFlags::POPULATE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory that exists.
         let base = unsafe { rustix::mm::mmap(std::ptr::null_mut(), size, protection, flags, &file, 0)? };
-        let base = NonNull::new(base.cast()).ok_or(rustix::io::Errno::NOMEM)?;
+        let base = NonNull::new(base.cast()).ok_or(Errno::NOMEM)?;
         Ok(Self { base, len: size, file })
     }
 }
@@ -211,19 +338,12 @@ impl DmaBuffer {
 
 impl Drop for DmaBuffer {
     fn drop(&mut self) {
-        let len = self.len as u64;
-        match self.space.transport.unmap_dma(self.iova, len) {
-            Ok(()) => {
-                self.space.iovas.lock().unwrap_or_else(PoisonError::into_inner).release(self.iova, len);
-                // SAFETY: dropped here and nowhere else, and not used again.
-                unsafe { ManuallyDrop::drop(&mut self.memory) };
-            }
-            Err(error) => {
-                // The controller may still write there: neither these pages nor this address may ever be used for
-                // anything else.
-                let name = self.space.transport.name();
-                tracing::warn!("{name}: unmapping {len} bytes of DMA memory failed, leaving them: {error}");
-            }
+        match self.space.unmap(self.iova, self.len as u64) {
+            // SAFETY: dropped here and nowhere else, and not used again.
+            Ok(()) => unsafe { ManuallyDrop::drop(&mut self.memory) },
+            // The controller may still write there: neither these pages nor this address may ever be used for
+            // anything else.
+            Err(error) => tracing::warn!("{error}; leaving it"),
         }
     }
 }

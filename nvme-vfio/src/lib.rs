@@ -5,7 +5,7 @@
 //!       │ queue_pair()
 //!   QueuePair    read, write, … → kick → poll      one thread each; no lock, no allocation, no system call
 //!       │ doorbells, queues in DMA memory
-//!   Transport    vfio-user client │ loopback (crate nvme-loopback)
+//!   Transport    kernel VFIO │ vfio-user client │ loopback (crate nvme-loopback)
 //! ```
 //!
 //! * [`controller`]: bringing a controller up by the book, asking it about itself, resetting it, shutting it down.
@@ -16,8 +16,8 @@
 //! * [`transport`]: how the controller is reached: registers, DMA, interrupts.
 //!
 //! A controller is not trusted to follow the rules: completions of commands that are not in flight, fatal errors,
-//! removal and silence are errors ([`Fault`], [`Error`]), and it reaches no memory but [`DmaBuffer`]s and queues. After
-//! a [`Fault`] a queue pair stays broken; [`Controller::reset`] and new queue pairs are the way on.
+//! removal and silence are errors ([`Fault`], [`Error`]), and it reaches no memory but [`DmaBuffer`]s, [`DmaMapping`]s
+//! and queues. After a [`Fault`] a queue pair stays broken; [`Controller::reset`] and new queue pairs are the way on.
 //!
 //! What it does not do: SGLs, metadata and protection information, fused commands, command sets other than NVM, the
 //! controller memory buffer.
@@ -25,9 +25,9 @@
 //! Where to start reading: [`QueuePair`] for what an I/O costs, [`Controller::open`] for how a controller comes up.
 //!
 //! ```no_run
-//! use nvme_vfio::{Controller, Options, transport::vfio_user::VfioUser};
+//! use nvme_vfio::{Controller, Options, transport::vfio::{Interface, Vfio}};
 //!
-//! let transport = VfioUser::connect("/run/disk.sock".as_ref())?;
+//! let transport = Vfio::open("0000:01:00.0".parse()?, Interface::Auto)?;
 //! let controller = Controller::open(Box::new(transport), Options::default())?;
 //! let namespace = controller.namespace(1)?;
 //! let mut queue = controller.queue_pair()?;
@@ -59,7 +59,7 @@ pub mod transport;
 
 pub use admin::AdminData;
 pub use controller::Controller;
-pub use dma::{DmaBuffer, DmaRange};
+pub use dma::{DmaBuffer, DmaMapping, DmaRange};
 pub use error::{Error, Fault};
 pub use namespace::Namespace;
 pub use options::Options;

@@ -16,13 +16,13 @@ use nvme_spec::{Status, SubmissionQueueEntry};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::admin::AdminData;
-use crate::dma::DmaBuffer;
+use crate::dma::{DmaBuffer, DmaMapping};
 use crate::error::Error;
 use crate::io_queue;
 use crate::namespace::Namespace;
 use crate::options::Options;
 use crate::queue_pair::QueuePair;
-use crate::transport::Transport;
+use crate::transport::{DmaMemory, Transport};
 use bring_up::identify_command;
 pub(crate) use shared::Shared;
 
@@ -165,6 +165,23 @@ impl Controller {
     /// There is not so much memory, or not so much address space, or the transport refuses.
     pub fn alloc_dma(&self, len: usize) -> Result<DmaBuffer, Error> {
         self.shared.space().allocate(len)
+    }
+
+    /// Lets the controller reach memory that is not the driver's own, such as a guest's, for as long as the mapping
+    /// lives. It begins and ends at multiples of a page.
+    ///
+    /// # Errors
+    ///
+    /// It does not, there is not so much address space, or the transport refuses.
+    ///
+    /// # Safety
+    ///
+    /// The memory stays mapped into this process until [`DmaMapping::unmap`] has returned `Ok`, or the mapping was
+    /// dropped without a warning, or the controller has been closed; and nobody has Rust references to it, for the
+    /// controller writes it at any time.
+    pub unsafe fn map_dma(&self, memory: &DmaMemory<'_>) -> Result<DmaMapping, Error> {
+        // SAFETY: by this function's condition.
+        unsafe { self.shared.space().map_foreign(memory) }
     }
 
     /// Creates an I/O queue pair, for one thread.
