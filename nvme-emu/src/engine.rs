@@ -13,9 +13,10 @@ use crate::reactor::run::Reactor;
 use crate::reactor::{FrontDoor, PollMode, ReactorStatistics};
 use crate::subsystem::{Subsystem, SubsystemError};
 use crossbeam::channel::{Sender, unbounded};
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_setaffinity, set_current_timer_slack};
 use serde::Serialize;
 use std::io;
+use std::num::NonZeroU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use uuid::Uuid;
@@ -249,6 +250,8 @@ fn spawn(
     run: impl FnOnce() + Send + 'static,
 ) -> Result<JoinHandle<()>, EngineError> {
     let body = move || {
+        // So that a doze of 50 µs is not one of 100.
+        let _ = set_current_timer_slack(NonZeroU64::new(1));
         if let Some(cpu) = cpu {
             let mut set = CpuSet::new();
             if cpu < CpuSet::MAX_CPU {

@@ -82,17 +82,20 @@ impl Reactor {
                     return;
                 }
             }
-            work += self.round();
+            let commands = self.poll_shards();
+            work += commands + self.poll_disks_and_doors();
             self.rounds = self.rounds.wrapping_add(1);
             if self.rounds.is_multiple_of(ROUNDS_PER_ACCOUNT) {
                 self.account(Duration::ZERO);
             }
             if work > 0 {
-                self.poller.worked(Instant::now);
-            } else if self.poller.idle(Instant::now) == Idle::Sleep && self.may_sleep() {
-                self.sleep();
-            } else {
-                std::hint::spin_loop();
+                self.poller.worked(commands, Instant::now);
+                continue;
+            }
+            match self.poller.idle(Instant::now) {
+                Idle::Doze(nap) if self.may_sleep() => self.doze(nap),
+                Idle::Sleep if self.may_sleep() => self.sleep(),
+                _ => std::hint::spin_loop(),
             }
         }
     }
@@ -106,13 +109,18 @@ impl Reactor {
     }
 
     #[inline]
-    fn round(&mut self) -> usize {
-        let mut work = 0;
+    fn poll_shards(&mut self) -> usize {
+        let mut commands = 0;
         for (i, shard) in self.shards.iter_mut().enumerate() {
-            work += shard.poll((i as u64) << 32, &mut self.disks);
+            commands += shard.poll((i as u64) << 32, &mut self.disks);
         }
+        commands
+    }
+
+    #[inline]
+    fn poll_disks_and_doors(&mut self) -> usize {
         self.disks.kick_and_poll(&mut self.completions);
-        work += self.completions.len();
+        let ended = self.completions.len();
         for completion in self.completions.drain(..) {
             // The upper half of a token is its shard, as set above.
             self.shards[(completion.token >> 32) as usize]
@@ -122,7 +130,7 @@ impl Reactor {
             shard.finish_batch();
             shard.check_waiting();
         }
-        work + self.look_at_doors()
+        ended + self.look_at_doors()
     }
 
     #[inline]
@@ -176,34 +184,48 @@ impl Reactor {
         self.mode == PollMode::Adaptive || !self.shards.iter().any(|shard| shard.is_active())
     }
 
+    /// Sleeps for a moment, with the doorbells left as they are.
+    #[cold]
+    fn doze(&mut self, nap: Duration) {
+        self.reactors[self.index].fall_asleep();
+        self.wait(Some(nap));
+        for door in &mut self.doors {
+            door.left = 1;
+        }
+    }
+
     /// Sleeps until something happens. The order is what matters: announce sleep and arm the doorbells, fence, look
     /// at everything once more, sleep.
     #[cold]
     fn sleep(&mut self) {
-        let mut slept = Duration::ZERO;
-        let handle = &self.reactors[self.index];
-        self.shards.iter().for_each(|shard| shard.arm());
-        handle.fall_asleep();
-        let deadline = self.shards.iter().filter_map(|shard| shard.deadline()).min();
-        if !handle.has_mail() && !self.shards.iter().any(|shard| shard.has_work()) {
-            let timeout = deadline.map(|at| {
-                let left = at.saturating_duration_since(Instant::now());
-                Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
-            });
-            let mut events =
-                [epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) }; 16];
-            let begin = Instant::now();
-            let _ = epoll::wait(&self.epoll, &mut events, timeout.as_ref());
-            self.counters.sleeps.add(1);
-            slept = begin.elapsed();
-        }
-        handle.awake();
-        handle.silence();
-        self.shards.iter().for_each(|shard| shard.disarm());
+        self.shards.iter().for_each(Shard::arm);
+        self.reactors[self.index].fall_asleep();
+        let deadline = self.shards.iter().filter_map(Shard::deadline).min();
+        self.wait(deadline.map(|at| at.saturating_duration_since(Instant::now())));
+        self.shards.iter().for_each(Shard::disarm);
         for door in &mut self.doors {
             (door.interval, door.left) = (1, 1);
         }
-        self.poller.worked(Instant::now);
+        // However long it was, the gap is over: what comes next is looked for with fresh patience.
+        self.poller.worked(0, Instant::now);
+    }
+
+    /// Waits on everything that can be waited on, unless there is work already. Sleep has been announced.
+    fn wait(&mut self, timeout: Option<Duration>) {
+        let handle = &self.reactors[self.index];
+        let mut slept = Duration::ZERO;
+        if !handle.has_mail() && !self.shards.iter().any(Shard::has_work) {
+            let timeout = timeout
+                .map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
+            let none = epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
+            let begin = Instant::now();
+            // Interrupted or not, everything is looked at next.
+            let _ = epoll::wait(&self.epoll, &mut [none; 16], timeout.as_ref());
+            slept = begin.elapsed();
+            self.counters.sleeps.add(1);
+        }
+        handle.awake();
+        handle.silence();
         self.account(slept);
     }
 }
