@@ -83,8 +83,8 @@ impl Limit {
         }
     }
 
-    /// Runs a row between two measurements of the limit until they agree, or often enough. What `pause` returns
-    /// lives as long as a measurement of the limit.
+    /// Runs a row between two measurements of the limit until they agree and the row says that it was undisturbed,
+    /// or often enough. What `pause` returns lives as long as a measurement of the limit.
     ///
     /// # Errors
     ///
@@ -95,7 +95,7 @@ impl Limit {
         placement: &Placement,
         runtime: Duration,
         pause: impl Fn() -> P,
-        row: impl FnMut() -> Result<T>,
+        row: impl FnMut() -> Result<(T, bool)>,
     ) -> Result<Judged<T>> {
         let mut waiting = None;
         let limit = || {
@@ -113,27 +113,33 @@ pub struct Judged<T> {
     pub row: T,
     /// The mean of the limits before and after.
     pub limit: Bound,
-    /// Whether these two agreed.
+    /// Whether these two agreed, and the row was undisturbed.
     pub steady: bool,
 }
 
 fn judge<T>(
     mut limit: impl FnMut() -> Result<Bound>,
-    mut row: impl FnMut() -> Result<T>,
+    mut row: impl FnMut() -> Result<(T, bool)>,
 ) -> Result<Judged<T>> {
     let mut before = limit()?;
     let mut attempt = 1;
     loop {
-        let row = row()?;
+        let (row, undisturbed) = row()?;
         let after = limit()?;
         let higher = before.iops.max(after.iops);
-        let steady = (before.iops - after.iops).abs() <= DISAGREEMENT * higher;
+        let agree = (before.iops - after.iops).abs() <= DISAGREEMENT * higher;
+        let steady = agree && undisturbed;
         if steady || attempt == ATTEMPTS {
             let set_by = if after.iops < before.iops { after.set_by } else { before.set_by };
             let limit = Bound { iops: f64::midpoint(before.iops, after.iops), set_by };
             return Ok(Judged { row, limit, steady });
         }
-        tracing::info!(before = before.iops, after = after.iops, "the limit moved: running the row again");
+        tracing::info!(
+            before = before.iops,
+            after = after.iops,
+            undisturbed,
+            "unsteady: running the row again"
+        );
         before = after;
         attempt += 1;
     }
@@ -148,11 +154,16 @@ mod tests {
         move || Ok(Bound { iops: left.next().unwrap(), set_by: "ring" })
     }
 
-    fn counting() -> impl FnMut() -> Result<u32> {
+    fn counting() -> impl FnMut() -> Result<(u32, bool)> {
+        disturbed(0)
+    }
+
+    /// Counts its runs, of which the first ones are disturbed.
+    fn disturbed(first: u32) -> impl FnMut() -> Result<(u32, bool)> {
         let mut runs = 0;
         move || {
             runs += 1;
-            Ok(runs)
+            Ok((runs, runs > first))
         }
     }
 
@@ -166,6 +177,12 @@ mod tests {
     fn a_row_between_limits_that_disagree_runs_again() {
         let judged = judge(limits([100.0, 50.0, 50.0]), counting()).unwrap();
         assert_eq!(judged, Judged { row: 2, limit: Bound { iops: 50.0, set_by: "ring" }, steady: true });
+    }
+
+    #[test]
+    fn a_row_that_was_disturbed_runs_again() {
+        let judged = judge(limits([100.0; 3]), disturbed(1)).unwrap();
+        assert_eq!(judged, Judged { row: 2, limit: Bound { iops: 100.0, set_by: "ring" }, steady: true });
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! after another; `limits` says what that is held against, measured by `ring`, `copy` and `file_loop` with the same
 //! `workload`; `report` and `plot` show it.
 
+mod contention;
 mod copy;
 mod file_loop;
 mod latency;
@@ -24,6 +25,7 @@ use crate::failure::{OutputClosed, Usage};
 use crate::target::Target;
 use anyhow::{Context, Result, ensure};
 use block_core::spec::{SIZE, parse_size};
+use contention::Watch;
 use indicatif::{ProgressBar, ProgressStyle};
 use limits::Limit;
 use nvme_vfio::Options;
@@ -224,7 +226,7 @@ impl Bench {
                     let print = || writeln!(std::io::stdout(), "{json}");
                     self.progress.suspend(print).context(OutputClosed)?;
                     if !row.steady {
-                        tracing::warn!("the limit of the last row did not hold still");
+                        tracing::warn!("the machine did not hold still for the last row");
                     }
                 }
                 rows.push(row);
@@ -250,10 +252,11 @@ impl Bench {
         let runtime = self.arguments.runtime;
         let pause = || server.map(Server::pause);
         let judged = limit.beside(workload, &self.placement, runtime, pause, || {
+            let watch = Watch::start(workload, &self.placement, server);
             let measured = row::measure(workload, drive, &self.placement, runtime, &self.interrupted)
                 .with_context(|| format!("{name} {} iodepth={}", workload.pattern, workload.iodepth))?;
             ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
-            Ok(measured)
+            Ok((measured, watch.undisturbed()))
         })?;
         Ok(Row {
             target: name.to_owned(),

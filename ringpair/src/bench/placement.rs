@@ -38,6 +38,11 @@ impl Placement {
         self.jobs[usize::from(job) % self.jobs.len()]
     }
 
+    /// How many CPUs the jobs share.
+    pub fn job_cpus(&self) -> usize {
+        self.jobs.len()
+    }
+
     /// Where the controller's reactor runs.
     pub fn reactor(&self) -> usize {
         self.reactor

@@ -20,7 +20,7 @@ pub struct Row {
     pub latency: Latency,
     /// What the machine could have done.
     pub limit: Bound,
-    /// Whether the limit held still.
+    /// Whether the machine held still.
     pub steady: bool,
 }
 
@@ -120,7 +120,7 @@ fn legend(rows: &[Row]) -> String {
         }
     }
     if rows.iter().any(|row| !row.steady) {
-        lines.push("  ~         differed by more than 10 % before and after the row, each time it was run");
+        lines.push("  ~         not steady: it moved by more than 10 %, or others took CPU time, each time the row was run");
     }
     lines.join("\n")
 }

@@ -69,6 +69,16 @@ impl Server {
         &self.socket
     }
 
+    /// CPU time that it has used, to the hundredth of a second.
+    pub fn cpu_time(&self) -> Option<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id())).ok()?;
+        // The program's name, in parentheses, may hold anything; utime and stime are the 12th and 13th after it.
+        let (_, fields) = stat.rsplit_once(") ")?;
+        let ticks: u64 =
+            fields.split(' ').skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+        Some(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
+    }
+
     /// Stops its threads until the value is dropped: its reactor never sleeps, and while a limit is measured on
     /// the same CPU, it must not take half of it.
     pub fn pause(&self) -> Paused<'_> {
