@@ -9,6 +9,9 @@ use std::os::fd::BorrowedFd;
 pub enum Unmapped {
     /// Zeroes.
     Zeroes,
+    /// Zeroes where the disk has freed blocks for it. It may leave any of them as they were: a drive takes a discard
+    /// as advice.
+    ZeroesIfFreed,
     /// Anything that this range held before, or zeroes.
     Unspecified,
     /// Discard is accepted and does nothing.
@@ -43,6 +46,9 @@ pub struct DiskInfo {
     pub fast_write_zeroes: bool,
     /// Optimal I/O size, or 0 if there is none.
     pub optimal_io: u32,
+    /// Largest write that is there as a whole or not at all after a loss of power, if it begins at a multiple of
+    /// `logical_block_size`. That much, one block, is what any medium is believed of.
+    pub atomic_write: u32,
 }
 
 /// Memory that a disk will be asked to read into and write from: guest RAM, a driver's buffers.
@@ -72,8 +78,8 @@ pub trait Disk: Send + Sync {
     /// What the host says when it has no room for another one.
     fn open_queue(&self, depth: u16) -> io::Result<Box<dyn Queue>>;
 
-    /// Announces memory so that requests into it cost less (io_uring fixed buffers, IOMMU mappings). Requests
-    /// into other memory work all the same.
+    /// Announces memory so that requests into it cost less (IOMMU mappings: no copies). Requests into other memory
+    /// work all the same. Memory announced again is announced until it has been taken back as often.
     ///
     /// # Errors
     ///
@@ -87,7 +93,8 @@ pub trait Disk: Send + Sync {
         Ok(())
     }
 
-    /// Takes an announcement back. The caller has seen every request into the region complete.
+    /// Takes an announcement back: exactly what one [`Disk::register_memory`] was given. The caller has seen every
+    /// request into the region complete. When this returns, nothing that the disk is in charge of reaches the memory.
     fn unregister_memory(&self, base: *mut u8, len: usize) {
         let _ = (base, len);
     }

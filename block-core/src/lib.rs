@@ -22,8 +22,9 @@ pub mod null;
 pub mod queue;
 pub mod registry;
 pub mod request;
-mod segments;
+pub mod segments;
 pub mod spec;
+pub mod write_ranges;
 
 pub use disk::{Disk, DiskInfo, MemoryRegion, Unmapped};
 pub use queue::{Queue, Submission};

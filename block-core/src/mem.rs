@@ -83,6 +83,7 @@ impl Disk for MemDisk {
             discard_granularity: page,
             fast_write_zeroes: true,
             optimal_io: 0,
+            atomic_write: 512,
         }
     }
 

@@ -61,6 +61,7 @@ impl Disk for NullDisk {
             discard_granularity: 512,
             fast_write_zeroes: true,
             optimal_io: 0,
+            atomic_write: 512,
         }
     }
 

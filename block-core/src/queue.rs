@@ -47,9 +47,19 @@ pub trait Queue {
     /// call unless there is something that only one can collect.
     fn poll(&mut self, completions: &mut Vec<Completion>) -> usize;
 
-    /// A descriptor that becomes readable when [`Queue::poll`] would find something, to sleep on; polling to
-    /// emptiness makes it unreadable again. `None`: this queue never has a request pending.
+    /// A descriptor that becomes readable when [`Queue::poll`] would find something, to sleep on once
+    /// [`Queue::may_sleep`] agrees; it stays the same one. `None`: this queue never has a request pending, or does
+    /// not let its thread sleep while it has.
     ///
-    /// Only the queue's own thread is sure to be woken, and its sleep may end early with `EINTR`.
+    /// Only the queue's own thread is sure to be woken, and its sleep may end early: with `EINTR`, or for nothing.
     fn wait_fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Asks, when [`Queue::poll`] has found nothing, whether the thread may sleep on [`Queue::wait_fd`], and makes that
+    /// unreadable first if it is so for something that has been polled already. `false`: there may be something to
+    /// poll. It may make a system call.
+    ///
+    /// Who sleeps without asking is woken all the same, but perhaps again and again for what is long over.
+    fn may_sleep(&mut self) -> bool {
+        true
+    }
 }

@@ -28,7 +28,7 @@ fn pieces(segments: &[Segment], mut skip: usize, mut len: usize, mut each: impl 
 ///
 /// `from` is valid for reads of `len` bytes, and each segment for writes of its length. The two do not overlap.
 #[inline]
-pub(crate) unsafe fn scatter(from: *const u8, segments: &[Segment], skip: usize, len: usize) {
+pub unsafe fn scatter(from: *const u8, segments: &[Segment], skip: usize, len: usize) {
     let mut from = from;
     pieces(segments, skip, len, |to, n| {
         // SAFETY: `pieces` hands out ranges inside the segments, of at most `len` bytes in all; the caller vouches
@@ -44,7 +44,7 @@ pub(crate) unsafe fn scatter(from: *const u8, segments: &[Segment], skip: usize,
 ///
 /// `to` is valid for writes of `len` bytes, and each segment for reads of its length. The two do not overlap.
 #[inline]
-pub(crate) unsafe fn gather(segments: &[Segment], skip: usize, to: *mut u8, len: usize) {
+pub unsafe fn gather(segments: &[Segment], skip: usize, to: *mut u8, len: usize) {
     let mut to = to;
     pieces(segments, skip, len, |from, n| {
         // SAFETY: as in `scatter`.
@@ -58,7 +58,7 @@ pub(crate) unsafe fn gather(segments: &[Segment], skip: usize, to: *mut u8, len:
 /// # Safety
 ///
 /// Each segment is valid for writes of its length.
-pub(crate) unsafe fn zero(segments: &[Segment]) {
+pub unsafe fn zero(segments: &[Segment]) {
     for segment in segments {
         // SAFETY: the caller vouches for the segment.
         unsafe { std::ptr::write_bytes(segment.base, 0, segment.len) };

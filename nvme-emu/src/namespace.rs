@@ -234,6 +234,7 @@ pub(crate) mod tests {
             discard_granularity: 4096,
             fast_write_zeroes: true,
             optimal_io: 0,
+            atomic_write: 512,
         }
     }
 

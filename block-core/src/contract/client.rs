@@ -42,20 +42,23 @@ impl Memory {
 
     /// All of it as segments of these lengths, over and over.
     pub fn segments(&mut self, lens: &[usize]) -> Vec<Segment> {
-        let mut base = self.segment().base;
-        let mut left = self.len;
-        let mut segments = Vec::new();
-        for &len in lens.iter().cycle() {
-            let len = len.min(left);
-            segments.push(Segment { base, len });
-            base = base.wrapping_add(len);
-            left -= len;
-            if left == 0 {
-                break;
-            }
-        }
-        segments
+        cut_up(self.segment().base, self.len, lens)
     }
+}
+
+/// Memory as segments of these lengths, over and over.
+pub(super) fn cut_up(mut base: *mut u8, mut left: usize, lens: &[usize]) -> Vec<Segment> {
+    let mut segments = Vec::new();
+    for &len in lens.iter().cycle() {
+        let len = len.min(left);
+        segments.push(Segment { base, len });
+        base = base.wrapping_add(len);
+        left -= len;
+        if left == 0 {
+            break;
+        }
+    }
+    segments
 }
 
 /// Bytes that tell where they belong and which write put them there.
@@ -117,9 +120,18 @@ impl Client {
         self.queue.wait_fd()
     }
 
-    /// Whether the descriptor to wait on is readable within `patience`.
-    pub fn readable(&self, patience: Timespec) -> bool {
-        let fd = self.queue.wait_fd().expect("a queue with pending requests has a wait_fd");
+    /// Whether the queue lets its thread sleep.
+    pub fn may_sleep(&mut self) -> bool {
+        self.queue.may_sleep()
+    }
+
+    /// Whether there may be something to poll within `patience`: the queue says so, or its descriptor becomes readable.
+    pub fn readable(&mut self, patience: Timespec) -> bool {
+        if !self.queue.may_sleep() {
+            return true;
+        }
+        let fd =
+            self.queue.wait_fd().expect("a queue whose thread may sleep with requests pending has a wait_fd");
         let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
         poll(&mut fds, Some(&patience)).expect("poll") > 0
     }

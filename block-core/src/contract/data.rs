@@ -1,8 +1,11 @@
 //! Data arrives whole, where it belongs, and stays.
 
 use super::CAPACITY;
-use super::client::{Client, Memory, pattern};
+use super::client::{Client, Memory, cut_up, pattern};
 use crate::{Disk, MemoryRegion, Operation, RequestFlags, Submission};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Lengths and offsets around everything that an implementation may align to.
@@ -277,24 +280,72 @@ pub fn a_write_of_whole_blocks_is_not_undone_by_one_to_a_part(disk: &dyn Disk) {
     });
 }
 
-/// Requests into registered memory, across its edge and beside it.
+/// Requests into announced memory, across its edge and beside it: memory of one process, and memory that others can
+/// map too. A disk may be unable to do anything with either; then it serves like any other all the same.
 pub fn announced_memory_serves_like_any_other(disk: &dyn Disk) {
-    const LEN: usize = 256 << 10;
-    let mut client = Client::new(disk, 4);
+    let mut private = Memory::new(ANNOUNCED, 0, 0);
+    announce(disk, private.segment().base, None);
+    let shared = SharedMemory::new(ANNOUNCED);
+    announce(disk, shared.base, Some((shared.file.as_fd(), 0)));
+}
+
+const ANNOUNCED: usize = 256 << 10;
+
+/// Announces the first half of memory of [`ANNOUNCED`] bytes, which outlives this call, and uses all of it.
+fn announce(disk: &dyn Disk, base: *mut u8, backing: Option<(BorrowedFd<'_>, u64)>) {
+    const LEN: usize = ANNOUNCED;
+    let (mut client, mut beside) = (Client::new(disk, 4), Client::new(disk, 4));
     let data = pattern(5, 0, LEN);
-    let mut memory = Memory::holding(&data, 0);
-    let base = memory.segment().base;
-    let region = MemoryRegion { base, len: LEN / 2, backing: None };
-    // SAFETY: `memory` outlives the announcement.
-    unsafe { disk.register_memory(region) }.expect("register_memory");
+    // SAFETY: the caller's memory, which nobody else uses between requests.
+    let fill = |data: &[u8]| unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), base, LEN) };
+    // SAFETY: as above.
+    let holds = |data: &[u8]| unsafe { std::slice::from_raw_parts(base, LEN) } == data;
+    let mut run = |operation, cut: &[usize]| {
+        let segments = cut_up(base, LEN, cut);
+        // SAFETY: the caller's memory.
+        let submitted = unsafe { client.submit(operation, (0, LEN as u64), &segments, RequestFlags::NONE) };
+        assert_eq!(client.finish(submitted), Ok(()));
+    };
+    let region = MemoryRegion { base, len: LEN / 2, backing };
+    // SAFETY: the memory outlives the announcement.
+    let announced = unsafe { disk.register_memory(region) };
     for cut in [&[LEN][..], &[4096], &[3000, 5000]] {
-        assert_eq!(client.write_from(0, &mut memory, cut, RequestFlags::NONE), Ok(()));
-        assert_eq!(client.read_into(CAPACITY / 2, &mut Memory::new(4096, 0, 0), &[4096]), Ok(()));
-        assert!(client.read(0, LEN) == data);
-        assert_eq!(client.read_into(0, &mut memory, cut), Ok(()));
-        assert!(memory.bytes() == data);
+        fill(&data);
+        run(Operation::Write, cut);
+        fill(&vec![0; LEN]);
+        run(Operation::Read, cut);
+        assert!(holds(&data), "{announced:?}, cut {cut:?}");
+        beside.read(CAPACITY / 2, 4096);
     }
-    disk.unregister_memory(base, LEN / 2);
-    assert_eq!(client.read_into(0, &mut memory, &[LEN]), Ok(()));
-    assert!(memory.bytes() == data);
+    if announced.is_ok() {
+        disk.unregister_memory(base, LEN / 2);
+    }
+    fill(&vec![0; LEN]);
+    run(Operation::Read, &[LEN]);
+    assert!(holds(&data));
+}
+
+/// Pages of a memfd.
+struct SharedMemory {
+    base: *mut u8,
+    len: usize,
+    file: OwnedFd,
+}
+
+impl SharedMemory {
+    fn new(len: usize) -> Self {
+        let file = memfd_create("contract", MemfdFlags::CLOEXEC).expect("memfd_create");
+        ftruncate(&file, len as u64).expect("ftruncate");
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping, wherever the kernel likes.
+        let base = unsafe { mmap(std::ptr::null_mut(), len, protection, MapFlags::SHARED, &file, 0) };
+        Self { base: base.expect("mmap").cast(), len, file }
+    }
+}
+
+impl Drop for SharedMemory {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new` with this length.
+        let _ = unsafe { munmap(self.base.cast(), self.len) };
+    }
 }

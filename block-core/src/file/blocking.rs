@@ -3,15 +3,15 @@
 //!
 //! With `O_DIRECT`, memory or ranges that are not aligned go through a [`BounceBuffer`], and a write that begins or
 //! ends inside a block reads it, changes it and writes it back, kept apart from other writes by
-//! [`super::write_ranges`]. The last bytes of a file whose size is not a multiple of the alignment cannot be written
+//! [`crate::write_ranges`]. The last bytes of a file whose size is not a multiple of the alignment cannot be written
 //! that way without making the file longer: they go through the page cache, durable at once.
 
 use super::bounce::BounceBuffer;
 use super::open_file::{OpenFile, last_errno};
 use super::transfer::{MAX_BYTES, Transfer};
-use super::write_ranges::{Exclusive, Lane};
 use crate::request::{Operation, Request, RequestFlags, Segment};
 use crate::segments;
+use crate::write_ranges::{Exclusive, Lane};
 use rustix::fd::{AsFd, BorrowedFd};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;

@@ -24,7 +24,6 @@ mod pool;
 mod threads;
 mod transfer;
 mod uring;
-mod write_ranges;
 
 pub use cache_mode::CacheMode;
 

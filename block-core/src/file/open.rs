@@ -198,6 +198,7 @@ impl FileOptions {
             discard_granularity: block_size(stat.st_blksize as u64),
             fast_write_zeroes: false,
             optimal_io: 0,
+            atomic_write: 512,
         };
         match kind {
             Kind::Regular => {
@@ -215,6 +216,7 @@ impl FileOptions {
                 info.logical_block_size = limit("logical_block_size").map_or(512, block_size);
                 info.physical_block_size =
                     limit("physical_block_size").map_or(4096, block_size).max(info.logical_block_size);
+                info.atomic_write = info.logical_block_size;
                 info.optimal_io = limit("optimal_io_size").and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
                 info.discard_granularity = limit("discard_granularity")
                     .map_or(info.logical_block_size, block_size)

@@ -62,7 +62,7 @@ struct Slot {
     request: Pending,
     step: Step,
     transfer: Transfer,
-    /// It is a plain write among the disk's [`super::write_ranges`].
+    /// It is a plain write among the disk's [`crate::write_ranges`].
     entered: bool,
 }
 

@@ -169,15 +169,20 @@ impl Admin {
     fn identify_namespace(&self, namespace: &Namespace) -> IdentifyNamespace {
         let capacity = namespace.capacity_lbas();
         let granularity = Granularity::of(namespace);
+        let atomic = granularity.atomic;
         let mut lbaf = [LbaFormat::default(); 64];
         lbaf[0] = LbaFormat::of(namespace.block_shift());
         IdentifyNamespace {
             nsze: capacity,
             ncap: capacity,
             nuse: capacity,
-            nsfeat: Nsfeat::new().with_optperf(true),
+            // More than the controller's one logical block (AWUN, AWUPF).
+            nsfeat: Nsfeat::new().with_optperf(true).with_nsabp(atomic > 0),
             nmic: self.nmic(),
             dlfeat: deallocation(namespace.disk_info().unmapped),
+            // A write is one request to the disk, whatever its length, so it is as atomic as the disk is.
+            nawun: atomic,
+            nawupf: atomic,
             nvmcap: u128::from(namespace.disk_info().capacity).to_le_bytes(),
             npwg: granularity.write,
             npwa: granularity.write,
@@ -244,7 +249,7 @@ fn nvm_command_set(dwords: admin_command::Identify) -> Result<(), Fault> {
 /// be asked to leave zeroes.
 fn deallocation(unmapped: Unmapped) -> Dlfeat {
     let read_behavior = match unmapped {
-        Unmapped::Zeroes => Dlfeat::READS_ZEROES,
+        Unmapped::Zeroes | Unmapped::ZeroesIfFreed => Dlfeat::READS_ZEROES,
         Unmapped::Unspecified | Unmapped::Ignored => Dlfeat::READS_NOT_REPORTED,
     };
     let deallocate = unmapped != Unmapped::Ignored;
@@ -260,6 +265,7 @@ struct Granularity {
     write: u16,
     deallocate: u16,
     optimal_write: u16,
+    atomic: u16,
 }
 
 impl Granularity {
@@ -274,6 +280,8 @@ impl Granularity {
             write: zeroes_based(write),
             deallocate: zeroes_based(blocks(info.discard_granularity)),
             optimal_write: zeroes_based(optimal.max(write)),
+            // Whole blocks only, unlike the others.
+            atomic: zeroes_based((info.atomic_write / namespace.block_size()).min(65536)),
         }
     }
 }

@@ -52,6 +52,11 @@ impl DiskQueues {
         submission
     }
 
+    /// Whether no disk queue has anything for this thread to do; from here on their descriptors tell.
+    pub(crate) fn may_sleep(&mut self) -> bool {
+        self.queues.iter_mut().all(|queue| queue.queue.may_sleep())
+    }
+
     /// Ends the batch, and collects what has completed.
     #[inline]
     pub(crate) fn kick_and_poll(&mut self, completions: &mut Vec<Completion>) {

@@ -214,7 +214,8 @@ impl Reactor {
     fn wait(&mut self, timeout: Option<Duration>) {
         let handle = &self.reactors[self.index];
         let mut slept = Duration::ZERO;
-        if !handle.has_mail() && !self.shards.iter().any(Shard::has_work) {
+        let has_work = handle.has_mail() || self.shards.iter().any(Shard::has_work);
+        if !has_work && self.disks.may_sleep() {
             let timeout = timeout
                 .map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
             let none = epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };

@@ -69,6 +69,7 @@ impl Disk for GateDisk {
             discard_granularity: 512,
             fast_write_zeroes: true,
             optimal_io: 0,
+            atomic_write: 512,
         }
     }
 

@@ -122,8 +122,25 @@ fn namespace_hints_come_from_the_disk() {
 }
 
 #[test]
+fn a_namespace_is_as_atomic_as_its_disk() {
+    let atomic = |atomic_write, nsid| {
+        let mut bench = Bench::on(DiskInfo { atomic_write, ..described() }, options());
+        let data = identified(&mut bench, 0, nsid);
+        (data[24] >> 1 & 1, u16_at(&data, 34), u16_at(&data, 36))
+    };
+    assert_eq!(atomic(512, 1), (0, 0, 0), "one block: what the controller says (AWUN, AWUPF)");
+    assert_eq!(atomic(16384, 1), (1, 31, 31), "NSABP, NAWUN, NAWUPF");
+    assert_eq!(atomic(u32::MAX, 1), (1, u16::MAX, u16::MAX));
+}
+
+#[test]
 fn dlfeat_says_what_discarded_blocks_read_as() {
-    for (unmapped, dlfeat) in [(Unmapped::Zeroes, 9), (Unmapped::Unspecified, 8), (Unmapped::Ignored, 0)] {
+    for (unmapped, dlfeat) in [
+        (Unmapped::Zeroes, 9),
+        (Unmapped::ZeroesIfFreed, 9),
+        (Unmapped::Unspecified, 8),
+        (Unmapped::Ignored, 0),
+    ] {
         let mut bench = Bench::on(DiskInfo { unmapped, ..described() }, options());
         assert_eq!(identified(&mut bench, 0, 1)[33], dlfeat);
     }

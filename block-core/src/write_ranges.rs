@@ -1,17 +1,20 @@
 //! Keeps read-modify-writes apart from every other write to the same blocks.
 //!
-//! A write that begins or ends inside a block of an `O_DIRECT` file has to read the block, change it and write it
-//! back; another write that lands in between would be undone. Such writes are *exclusive*: they wait until no other
-//! write overlaps their blocks, and keep new ones out. All others, on every queue of the disk, are *plain*: they take
-//! no lock, but publish their range in a slot of their queue's [`Lane`] before they look whether an exclusive one is
-//! about, which is one fence for a write.
+//! A write that begins or ends inside a block of a disk that only writes whole ones (an `O_DIRECT` file, a drive) has
+//! to read the block, change it and write it back; another write that lands in between would be undone. Such writes are
+//! *exclusive*: they wait until no other write overlaps their blocks, and keep new ones out. All others, on every queue
+//! of the disk, are *plain*: they take no lock, but publish their range in a slot of their queue's [`Lane`] before they
+//! look whether an exclusive one is about, which is one fence for a write.
+//!
+//! A thread that may block waits in [`WriteRanges::exclusive`]. A queue that has to poll for the end of its own plain
+//! writes must not: it [claims](WriteRanges::claim) the blocks and looks again until it is [alone](WriteRanges::alone).
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// The writes under way on one disk.
-pub(super) struct WriteRanges {
+pub struct WriteRanges {
     /// Exclusive writes that hold blocks or wait for them.
     exclusives: AtomicU32,
     state: Mutex<State>,
@@ -27,7 +30,7 @@ struct State {
 }
 
 /// The plain writes under way on one queue.
-pub(super) struct Lane {
+pub struct Lane {
     slots: Box<[Slot]>,
 }
 
@@ -135,8 +138,7 @@ impl WriteRanges {
     /// Plain writes that it waits for end without its help: they are with the kernel, and their queues' owners poll.
     pub fn exclusive(&self, offset: u64, len: u64) -> Exclusive<'_> {
         let range = self.blocks(offset, len);
-        self.exclusives.fetch_add(1, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
+        self.announce();
         let mut state = self.state();
         while state.held.iter().any(|held| overlap(held, &range)) {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -149,23 +151,61 @@ impl WriteRanges {
         drop(state);
         Exclusive { ranges: self, range }
     }
+
+    /// Begins an exclusive write without waiting: new writes are kept out of these blocks from now on, until
+    /// [`WriteRanges::release`]. Refused (`false`) while another exclusive write has some of them.
+    pub fn claim(&self, offset: u64, len: u64) -> bool {
+        let range = self.blocks(offset, len);
+        self.announce();
+        let mut state = self.state();
+        if state.held.iter().any(|held| overlap(held, &range)) {
+            drop(state);
+            self.exclusives.fetch_sub(1, Ordering::SeqCst);
+            return false;
+        }
+        state.held.push(range);
+        true
+    }
+
+    /// Whether no plain write is under way in blocks that were claimed. Once it is so, it stays so.
+    pub fn alone(&self, offset: u64, len: u64) -> bool {
+        let range = self.blocks(offset, len);
+        // Pairs with the fence in `enter`.
+        fence(Ordering::SeqCst);
+        !self.state().lanes.iter().any(|lane| lane.overlaps(&range))
+    }
+
+    /// Ends an exclusive write that [`WriteRanges::claim`] began.
+    pub fn release(&self, offset: u64, len: u64) {
+        self.let_go(&self.blocks(offset, len));
+    }
+
+    /// Says that there is an exclusive write, before it looks for others.
+    fn announce(&self) {
+        self.exclusives.fetch_add(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+
+    fn let_go(&self, range: &Range<u64>) {
+        let mut state = self.state();
+        if let Some(at) = state.held.iter().position(|held| held == range) {
+            state.held.swap_remove(at);
+        }
+        drop(state);
+        self.exclusives.fetch_sub(1, Ordering::SeqCst);
+        self.changed.notify_all();
+    }
 }
 
 /// Blocks that one write has for itself.
-pub(super) struct Exclusive<'a> {
+pub struct Exclusive<'a> {
     ranges: &'a WriteRanges,
     range: Range<u64>,
 }
 
 impl Drop for Exclusive<'_> {
     fn drop(&mut self) {
-        let mut state = self.ranges.state();
-        if let Some(at) = state.held.iter().position(|held| *held == self.range) {
-            state.held.swap_remove(at);
-        }
-        drop(state);
-        self.ranges.exclusives.fetch_sub(1, Ordering::SeqCst);
-        self.ranges.changed.notify_all();
+        self.ranges.let_go(&self.range);
     }
 }
 
@@ -217,6 +257,24 @@ mod tests {
             ranges.leave(&lanes[1], 0);
         });
         assert!(got.load(Ordering::SeqCst));
+    }
+
+    #[test]
+    fn claimed_blocks_are_kept_from_everybody_and_alone_once_plain_writes_have_left() {
+        let ranges = WriteRanges::new(4096);
+        let lane = ranges.lane(2);
+        assert!(ranges.enter(&lane, 0, 0, 8192));
+        assert!(ranges.claim(5000, 10));
+        assert!(!ranges.alone(5000, 10));
+        assert!(!ranges.claim(4096, 4096), "claimed twice");
+        assert!(!ranges.enter(&lane, 1, 4096, 512));
+        assert!(ranges.claim(8192, 1) && ranges.alone(8192, 1), "other blocks");
+        ranges.leave(&lane, 0);
+        assert!(ranges.alone(5000, 10));
+        ranges.release(5000, 10);
+        ranges.release(8192, 1);
+        assert!(ranges.enter(&lane, 1, 4096, 512));
+        assert_eq!(ranges.exclusives.load(Ordering::SeqCst), 0);
     }
 
     /// What the type is for: no update of a block is lost, whoever makes it.
