@@ -10,7 +10,7 @@
 //!
 //! * [`controller`]: bringing a controller up by the book, asking it about itself, resetting it, shutting it down.
 //! * [`queue_pair`]: the data path; under it `queue` (the rings), `doorbell`, `shadow_doorbell`,
-//!   `command_identifier` and [`prp`].
+//!   `command_identifier`, [`prp`] and `sgl`.
 //! * [`admin`]: the admin queue: a command at a time, with a deadline; asynchronous events beside it.
 //! * [`dma`]: memory that the controller reaches.
 //! * [`transport`]: how the controller is reached: registers, DMA, interrupts.
@@ -19,7 +19,7 @@
 //! removal and silence are errors ([`Fault`], [`Error`]), and it reaches no memory but [`DmaBuffer`]s, [`DmaMapping`]s
 //! and queues. After a [`Fault`] a queue pair stays broken; [`Controller::reset`] and new queue pairs are the way on.
 //!
-//! What it does not do: SGLs, metadata and protection information, fused commands, command sets other than NVM, the
+//! What it does not do: metadata and protection information, fused commands, command sets other than NVM, the
 //! controller memory buffer.
 //!
 //! Where to start reading: [`QueuePair`] for what an I/O costs, [`Controller::open`] for how a controller comes up.
@@ -54,6 +54,7 @@ pub mod prp;
 mod queue;
 pub mod queue_pair;
 mod registers;
+mod sgl;
 mod shadow_doorbell;
 pub mod transport;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nvme_spec::admin_command::DoorbellBufferConfig;
 use nvme_spec::feature::{AsynchronousEventConfiguration, NumberOfQueues, fid};
-use nvme_spec::identify::IdentifyController;
+use nvme_spec::identify::{IdentifyController, Sgls};
 use nvme_spec::log_page::CriticalWarning;
 use nvme_spec::registers::{Cap, Version};
 use nvme_spec::{AdminOpcode, SubmissionQueueEntry};
@@ -127,6 +127,11 @@ impl Shared {
 
     pub(crate) fn max_transfer(&self) -> u32 {
         self.max_transfer
+    }
+
+    /// What SGLs the controller takes.
+    pub(crate) fn sgls(&self) -> Sgls {
+        self.identify.sgls
     }
 
     pub(crate) fn io_timeout(&self) -> Duration {

@@ -5,6 +5,7 @@ mod commands;
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
+use nvme_spec::identify::Sgls;
 use nvme_spec::{CompletionQueueEntry, Status, SubmissionQueueEntry};
 
 use crate::command_identifier::CommandIdentifiers;
@@ -13,6 +14,7 @@ use crate::error::Fault;
 use crate::io_queue::IoQueue;
 use crate::prp::{self, PrpError, PrpListPages};
 use crate::queue::{CompletionQueue, SubmissionQueue};
+use crate::sgl;
 
 /// Why a command was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -61,6 +63,7 @@ pub struct QueuePair {
     lists_iova: u64,
     list_pages: usize,
     page_size: u64,
+    sgls: Sgls,
     depth: u16,
     qid: u16,
     max_transfer: u32,
@@ -101,6 +104,7 @@ impl QueuePair {
     ) -> Self {
         let shared = queue.shared();
         let (page_size, max_transfer) = (shared.memory_page_size(), shared.max_transfer());
+        let sgls = shared.sgls();
         // One entry always stays free, and identifiers are 16 bits, of which FFFFh is left alone.
         let depth = (submission.size() - 1) as u16;
         let QueueMemory { memory, lists, list_pages } = memory;
@@ -114,6 +118,7 @@ impl QueuePair {
             lists_iova: memory.iova() + lists as u64,
             list_pages,
             page_size,
+            sgls,
             depth,
             qid: queue.qid(),
             max_transfer,
@@ -162,8 +167,13 @@ impl QueuePair {
     ) -> Result<(), SubmitError> {
         self.check_room()?;
         let cid = self.commands.next().ok_or(SubmitError::Full)?;
-        let prps = prp::build(data, &self.list(cid))?;
-        self.post(command.with_prp(prps.prp1, prps.prp2), token)
+        let list = self.list(cid);
+        let command = match prp::build(data, &list) {
+            Ok(prps) => command.with_prp(prps.prp1, prps.prp2),
+            // Pieces that meet inside pages, or begin anywhere, are what SGLs are for.
+            Err(error) => command.with_sgl(sgl::build(data, &list, self.sgls).ok_or(error)?),
+        };
+        self.post(command, token)
     }
 
     /// Submits a command as it is, but for its command identifier. What its data pointer says is the caller's
