@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 /// A disk in anonymous memory, zeroes at first.
 ///
-/// Memory is taken page by page when it is first written, and given back by discards and by write zeroes that may
+/// Memory is taken page by page (huge ones, where the system has them) when it is first written, and given back by discards and by write zeroes that may
 /// unmap. Every request is done in [`Queue::submit`]. Nothing outlives the process, so there is no volatile cache to
 /// flush.
 ///
@@ -119,6 +119,9 @@ impl Mapping {
                 MapFlags::PRIVATE | MapFlags::NORESERVE,
             )
         }?;
+        // Random blocks out of a large memory miss the TLB each time with small pages. Refused is as good.
+        // SAFETY: advice on the mapping just made.
+        let _ = unsafe { madvise(base, len, Advice::LinuxHugepage) };
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Self { base, capacity })
     }
