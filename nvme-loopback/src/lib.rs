@@ -130,6 +130,10 @@ impl Transport for Loopback {
         self.call(Call::Reset)?;
         pci::enable(self)
     }
+
+    fn stop_dma(&self) -> io::Result<()> {
+        pci::stop_bus_mastering(self)
+    }
 }
 
 impl Drop for Loopback {

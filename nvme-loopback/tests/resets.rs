@@ -11,6 +11,11 @@ use nvme_vfio::transport::{Transport, VfioUser};
 use nvme_vfio::{Controller, Fault, Options, QueuePair};
 use rig::{Emulated, PLACES, Rig, ServerProcess, pattern, run};
 
+/// Faults are to be seen here, not recovered from.
+fn plain() -> Options {
+    Options { recovery: None, ..Options::default() }
+}
+
 /// Keeps a queue pair busy until it breaks or `stop` is set; counts completions.
 fn load(
     controller: &Controller,
@@ -39,7 +44,7 @@ fn load(
 #[test]
 fn a_controller_reset_under_load_breaks_old_queue_pairs_and_new_ones_work() {
     for place in PLACES {
-        let options = Options { queues: 4, depth: 32, ..Options::default() };
+        let options = Options { queues: 4, depth: 32, recovery: None, ..Options::default() };
         let rig = Rig::new(place, Emulated::default(), options);
         let controller = &rig.controller;
         let namespace = controller.namespace(1).unwrap();
@@ -119,7 +124,7 @@ fn data_outlives_the_driver() {
 fn a_server_that_dies_is_noticed_and_everything_can_still_be_dropped() {
     let mut server = ServerProcess::start(Emulated::default());
     let transport = VfioUser::connect(&server.socket()).unwrap();
-    let controller = Controller::open(Box::new(transport), Options::default()).unwrap();
+    let controller = Controller::open(Box::new(transport), plain()).unwrap();
     let namespace = controller.namespace(1).unwrap();
     let mut queue = controller.queue_pair().unwrap();
     server.kill();
@@ -170,7 +175,7 @@ fn a_function_reset_under_load_ends_in_a_fault_and_a_reset_brings_the_controller
     // The transport is shared with the driver here, to do behind its back what a host's administrator could.
     let server = ServerProcess::start(Emulated::default());
     let transport = std::sync::Arc::new(VfioUser::connect(&server.socket()).unwrap());
-    let controller = Controller::open(Box::new(Shared(transport.clone())), Options::default()).unwrap();
+    let controller = Controller::open(Box::new(Shared(transport.clone())), plain()).unwrap();
     let namespace = controller.namespace(1).unwrap();
     let mut queue = controller.queue_pair().unwrap();
     transport.reset().unwrap();

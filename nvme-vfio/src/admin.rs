@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nvme_spec::admin_command::Abort;
 use nvme_spec::async_event::AsynchronousEvent;
 use nvme_spec::doorbell::Doorbell as DoorbellIndex;
 use nvme_spec::{ADMIN_QUEUE_ID, AdminOpcode, CompletionQueueEntry, Status, SubmissionQueueEntry};
@@ -15,6 +16,7 @@ use crate::error::{Error, Fault};
 use crate::patience::Patience;
 use crate::prp::{self, PrpListPages};
 use crate::queue::{CompletionQueue, SubmissionQueue};
+use crate::recovery::inbox::Inbox;
 use crate::registers::Registers;
 use crate::shadow_doorbell::ShadowDoorbells;
 
@@ -48,7 +50,26 @@ impl AdminData<'_> {
     }
 }
 
+/// Whom to tell of commands that do not end.
+pub(crate) struct Watch {
+    pub(crate) inbox: Arc<Inbox>,
+    /// Resets before this admin queue.
+    pub(crate) generation: u32,
+    /// How long an Abort may take to end a command whose deadline has passed.
+    pub(crate) abort_timeout: Duration,
+}
+
+/// Where an admin queue is.
+pub(crate) struct Place<'a> {
+    pub(crate) registers: &'a Registers,
+    pub(crate) space: &'a Arc<DmaSpace>,
+    pub(crate) memory_page_size: u64,
+    /// CAP.DSTRD.
+    pub(crate) dstrd: u8,
+}
+
 pub(crate) struct AdminQueue {
+    watch: Option<Watch>,
     registers: Registers,
     space: Arc<DmaSpace>,
     memory_page_size: u64,
@@ -67,12 +88,11 @@ pub(crate) struct AdminQueue {
 impl AdminQueue {
     /// Allocates the queues and writes AQA, ASQ and ACQ. The controller is disabled.
     pub(crate) fn new(
-        registers: &Registers,
-        space: &Arc<DmaSpace>,
-        memory_page_size: u64,
-        dstrd: u8,
+        place: &Place<'_>,
         shadow: Option<&Arc<ShadowDoorbells>>,
+        watch: Option<Watch>,
     ) -> Result<Self, Error> {
+        let Place { registers, space, memory_page_size, dstrd } = *place;
         let page = memory_page_size as usize;
         let submission_len =
             (usize::from(ENTRIES) * size_of::<SubmissionQueueEntry>()).next_multiple_of(page);
@@ -100,6 +120,7 @@ impl AdminQueue {
             )
         };
         Ok(Self {
+            watch,
             registers: registers.clone(),
             space: space.clone(),
             memory_page_size,
@@ -114,18 +135,39 @@ impl AdminQueue {
         })
     }
 
-    /// Runs a command to its end, and gives what its completion says in dword 0.
+    /// Runs a command to its end, and gives what its completion says in dword 0. If it does not end in time it is
+    /// aborted; if that does not end it either, that is reported as a fault of the controller.
     pub(crate) fn run(
+        &mut self,
+        command: SubmissionQueueEntry,
+        data: AdminData<'_>,
+        limit: Duration,
+    ) -> Result<u32, Error> {
+        self.execute(command, data, limit, true)
+    }
+
+    /// The same for an Abort, say, which is just given up.
+    pub(crate) fn run_without_abort(
+        &mut self,
+        command: SubmissionQueueEntry,
+        data: AdminData<'_>,
+        limit: Duration,
+    ) -> Result<u32, Error> {
+        self.execute(command, data, limit, false)
+    }
+
+    fn execute(
         &mut self,
         mut command: SubmissionQueueEntry,
         data: AdminData<'_>,
         limit: Duration,
+        abort: bool,
     ) -> Result<u32, Error> {
         if data.len() > 0 {
             command = self.attach(command, &data)?;
         }
         let name = AdminOpcode(command.opcode);
-        let entry = self.wait(command, limit).inspect_err(|_| {
+        let entry = self.wait(command, limit, abort).inspect_err(|_| {
             // The command may still be running: its data must not land in the next one's.
             self.bounce = None;
         })?;
@@ -174,30 +216,73 @@ impl AdminQueue {
         &mut self,
         mut command: SubmissionQueueEntry,
         limit: Duration,
+        abort: bool,
     ) -> Result<CompletionQueueEntry, Error> {
+        let token = self.submit(&mut command)?;
+        if let Some(entry) = self.wait_for(token, limit)? {
+            return Ok(entry);
+        }
+        // What the controller is like is the better answer, if it has one.
+        self.registers.check()?;
+        if let Some(watch) = self.watch.as_ref().filter(|_| abort) {
+            let abort_timeout = watch.abort_timeout;
+            if let Some(entry) = self.abort(&command, token, abort_timeout)?
+                && !entry.result().is_err_and(|status| status.is(Status::ABORTED_BY_REQUEST))
+            {
+                return Ok(entry);
+            }
+        }
+        let (name, what) = (self.registers.name(), AdminOpcode(command.opcode).to_string());
+        Err(Error::Timeout { name, what, limit })
+    }
+
+    /// Has a command aborted and waits for its completion. If there is none, the controller has a fault.
+    fn abort(
+        &mut self,
+        command: &SubmissionQueueEntry,
+        token: u64,
+        limit: Duration,
+    ) -> Result<Option<CompletionQueueEntry>, Error> {
+        let dwords = Abort::new().with_sqid(ADMIN_QUEUE_ID).with_cid(command.cid);
+        self.submit(&mut SubmissionQueueEntry::new(AdminOpcode::ABORT, 0).with_dwords(dwords))?;
+        let entry = self.wait_for(token, limit)?;
+        if let (None, Some(watch)) = (entry, &self.watch) {
+            let fault = Fault::Expired { qid: ADMIN_QUEUE_ID, cid: command.cid, limit };
+            watch.inbox.report(watch.generation, &fault);
+        }
+        Ok(entry)
+    }
+
+    /// Submits a command, and gives the token that stands for it.
+    fn submit(&mut self, command: &mut SubmissionQueueEntry) -> Result<u64, Error> {
         let token = self.next_token;
         self.next_token += 1;
-        let opcode = AdminOpcode(command.opcode);
-        let Some(cid) = self.commands.take(token) else {
+        let Some((_, cid)) = self.commands.take(token) else {
             let what = "too many admin commands were given up and may still be running";
             return Err(Error::Unsupported { name: self.registers.name(), what: what.into() });
         };
         command.cid = cid;
-        self.submission.post(&command);
+        self.submission.post(command);
         self.ring()?;
+        Ok(token)
+    }
+
+    /// Waits for the completion of the command with this token; `None` if it does not come in time.
+    fn wait_for(&mut self, token: u64, limit: Duration) -> Result<Option<CompletionQueueEntry>, Error> {
         let mut patience = Patience::new(limit);
         loop {
             if let Some(entry) = self.take(Some(token))? {
-                return Ok(entry);
+                return Ok(Some(entry));
             }
             if patience.look_around() {
                 self.registers.check()?;
+                // Whoever resets it waits for this lock.
+                if self.watch.as_ref().is_some_and(|watch| watch.inbox.is_faulted(watch.generation)) {
+                    return Err(Error::Queue { name: self.registers.name(), fault: Fault::Reset });
+                }
             }
             if !patience.wait() {
-                // What the controller is like is the better answer, if it has one.
-                self.registers.check()?;
-                let (name, limit) = (self.registers.name(), patience.limit());
-                return Err(Error::Timeout { name, what: format!("{opcode}"), limit });
+                return Ok(None);
             }
         }
     }
@@ -225,7 +310,8 @@ impl AdminQueue {
                 Some(EVENT_TOKEN) => self.event(&entry)?,
                 Some(token) if Some(token) == wanted => found = Some(entry),
                 Some(_) => {
-                    tracing::info!("{}: admin command {cid} ended after its deadline", self.registers.name());
+                    // One that was given up, or its Abort.
+                    tracing::debug!("{}: admin command {cid} ended", self.registers.name());
                 }
             }
         }
@@ -246,7 +332,7 @@ impl AdminQueue {
     }
 
     fn request_event(&mut self) -> Result<(), Error> {
-        if let Some(cid) = self.commands.take(EVENT_TOKEN) {
+        if let Some((_, cid)) = self.commands.take(EVENT_TOKEN) {
             let command = SubmissionQueueEntry::new(AdminOpcode::ASYNCHRONOUS_EVENT_REQUEST, cid);
             self.submission.post(&command);
         }

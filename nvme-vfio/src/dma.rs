@@ -1,5 +1,6 @@
 //! Memory that the controller reads and writes.
 
+use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::io;
 use std::mem::ManuallyDrop;
@@ -41,6 +42,16 @@ pub(crate) struct DmaSpace {
     transport: Arc<dyn Transport>,
     page_size: u64,
     iovas: Mutex<IovaAllocator>,
+    mappings: Mutex<Mappings>,
+}
+
+/// What the controller reaches.
+#[derive(Default)]
+struct Mappings {
+    /// Lengths in bytes, by I/O virtual address.
+    mapped: BTreeMap<u64, u64>,
+    /// Nothing is to be mapped any more.
+    cut_off: bool,
 }
 
 impl DmaSpace {
@@ -51,7 +62,29 @@ impl DmaSpace {
         // at a memory page of the controller's.
         let page_size = limits.page_size.max(rustix::param::page_size() as u64).max(memory_page_size);
         let iovas = Mutex::new(IovaAllocator::new(&limits, page_size));
-        Arc::new(Self { transport, page_size, iovas })
+        Arc::new(Self { transport, page_size, iovas, mappings: Mutex::default() })
+    }
+
+    fn mappings(&self) -> MutexGuard<'_, Mappings> {
+        self.mappings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes all memory away from a controller that cannot be stopped otherwise, and gives it none any more.
+    pub(crate) fn cut_off(&self) {
+        self.mappings().cut_off = true;
+        let mut failed = BTreeMap::new();
+        // One by one, so that what somebody unmaps at the same time is unmapped once.
+        let next = || self.mappings().mapped.pop_first();
+        while let Some((iova, len)) = next() {
+            if let Err(error) = self.transport.unmap_dma(iova, len) {
+                // If the transport is gone for good, so is the controller's way to the memory; who knows. Its owner
+                // will be told when it wants the memory back.
+                let name = self.transport.name();
+                tracing::warn!("{name}: unmapping {len} bytes of DMA memory failed: {error}");
+                failed.insert(iova, len);
+            }
+        }
+        self.mappings().mapped.append(&mut failed);
     }
 
     /// Allocates zeroed memory, of at least `len` bytes, and maps it.
@@ -101,12 +134,26 @@ impl DmaSpace {
             self.iovas().release(iova, memory.len);
             return Err(failed(source));
         }
+        let mut mappings = self.mappings();
+        mappings.mapped.insert(iova, memory.len);
+        if mappings.cut_off {
+            drop(mappings);
+            self.unmap(iova, memory.len)?;
+            let what = "the controller was given up";
+            return Err(failed(io::Error::new(io::ErrorKind::NotConnected, what)));
+        }
         Ok(iova)
     }
 
     /// Unmaps what one [`DmaSpace::map`] has mapped, and frees its address; that stays taken if it fails.
     fn unmap(&self, iova: u64, len: u64) -> Result<(), Error> {
-        self.transport.unmap_dma(iova, len).map_err(|source| self.failed("unmapping", len, source))?;
+        // It may have been taken away already. The lock is not held meanwhile: this may have to wait for I/O.
+        if self.mappings().mapped.remove(&iova).is_some()
+            && let Err(source) = self.transport.unmap_dma(iova, len)
+        {
+            self.mappings().mapped.insert(iova, len);
+            return Err(self.failed("unmapping", len, source));
+        }
         self.iovas().release(iova, len);
         Ok(())
     }
@@ -243,7 +290,9 @@ impl Drop for SharedMemory {
 /// Memory that both this process and the controller reach. Page-aligned; zeroed when allocated.
 ///
 /// The controller may write it at any time while a command points into it, so it is only ever copied from and to,
-/// never referenced. Dropping it takes it away from the controller first: a command still in flight into it then
+/// never referenced. What a command points into is the controller's until that command has ended, and may only then be
+/// used for anything else; a command that was given up ends no sooner than the controller has been stopped
+/// ([`crate::recovery`], "Memory"). Dropping it takes it away from the controller first: a command still in flight into it then
 /// ends with an error (or its data is lost), and nothing else is harmed.
 pub struct DmaBuffer {
     space: Arc<DmaSpace>,

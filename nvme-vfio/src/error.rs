@@ -59,6 +59,28 @@ pub enum Error {
         /// How it ended.
         status: Status,
     },
+    /// The controller was given up: it failed more often than [`crate::options::Recovery`] allows.
+    #[error("{name}: given up after {resets} resets in {window:?}: {why}")]
+    GivenUp {
+        /// The controller.
+        name: String,
+        /// How many resets.
+        resets: u32,
+        /// Within what time they count.
+        window: Duration,
+        /// What the last one, or what led there, ended in.
+        why: String,
+    },
+    /// After a reset, another controller answered.
+    #[error("{name}: another controller has taken its place: {found} instead of {expected}")]
+    Replaced {
+        /// The controller.
+        name: String,
+        /// The serial number now.
+        found: String,
+        /// The serial number before.
+        expected: String,
+    },
     /// The controller broke the rules of a queue.
     #[error("{name}: {fault}")]
     Queue {
@@ -69,11 +91,15 @@ pub enum Error {
     },
 }
 
-/// How a queue pair broke. It stays broken: what is in flight in it is lost until the controller is reset.
+/// How a queue pair broke.
+///
+/// Without [`crate::Options::recovery`] it stays broken: what is in flight in it is lost, and its memory is the
+/// controller's, until the controller is reset. With recovery this is what it is recovered from; of what recovery could
+/// not help, only [`Fault::GivenUp`] and [`Fault::NotRemade`] are told, after everything in flight has been ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
-    /// A completion names a command that is not in flight.
+    /// A completion names a command that is not in flight, or not any more.
     #[error("queue {qid}: a completion has command identifier {cid}, which is not in flight")]
     UnknownCid {
         /// The queue pair's identifier.
@@ -90,6 +116,26 @@ pub enum Fault {
         sqid: u16,
         /// Its head in the completion.
         sqhd: u16,
+    },
+    /// There are new completions behind an entry that is not new: one has the wrong Phase Tag.
+    #[error("queue {qid}: completion queue entry {entry} was passed over (wrong Phase Tag)")]
+    Phase {
+        /// The queue pair's identifier.
+        qid: u16,
+        /// The entry at the head of the queue.
+        entry: u16,
+    },
+    /// The controller was given up; [`crate::Controller::failure`] says why.
+    #[error("the controller was given up after {resets} resets")]
+    GivenUp {
+        /// How many resets were tried.
+        resets: u32,
+    },
+    /// After a reset, the controller refused to create the queues once more.
+    #[error("queue {qid}: the controller refused to create it once more after a reset")]
+    NotRemade {
+        /// The queue pair's identifier.
+        qid: u16,
     },
     /// A doorbell could not be written: the transport is gone.
     #[error("queue {qid}: a doorbell could not be written: {}", io::Error::from_raw_os_error(*errno))]

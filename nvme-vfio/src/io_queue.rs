@@ -8,61 +8,68 @@ use nvme_spec::doorbell::Doorbell as DoorbellIndex;
 use nvme_spec::{AdminOpcode, CompletionQueueEntry, SubmissionQueueEntry};
 use rustix::event::EventfdFlags;
 
-use crate::controller::Shared;
+use crate::admin::{AdminData, AdminQueue};
+use crate::controller::{Handle, Shared};
+use crate::dma::DmaBuffer;
 use crate::doorbell::Doorbell;
 use crate::error::Error;
-use crate::prp;
 use crate::queue::{CompletionQueue, SubmissionQueue};
-use crate::queue_pair::{QueueMemory, QueuePair};
+use crate::queue_pair::QueuePair;
+use crate::recovery::link::Link;
 
-/// The right to a queue identifier, and what the controller has been told about it; dropping it takes all back.
-pub(crate) struct IoQueue {
-    shared: Arc<Shared>,
-    qid: u16,
-    generation: u32,
-    /// The vector and the eventfd that it is connected to.
-    interrupt: Option<(u16, OwnedFd)>,
-    completion_created: bool,
-    submission_created: bool,
+/// The queues of a queue pair, as the controller knows them in one generation: between two resets.
+pub(crate) struct Rings {
+    pub(crate) submission: SubmissionQueue,
+    pub(crate) completion: CompletionQueue,
+    /// Resets before they were created.
+    pub(crate) generation: u32,
+    /// Declared after the queues, which point into it.
+    _memory: DmaBuffer,
 }
 
-/// Creates a queue pair.
-pub(crate) fn create(shared: &Arc<Shared>) -> Result<QueuePair, Error> {
-    let mut queue = IoQueue::new(shared)?;
-    if shared.options().interrupts {
-        queue.connect_interrupt()?;
+impl Rings {
+    /// Creates the queues, in new memory: whatever a controller may still do for commands from before a reset, it does
+    /// elsewhere.
+    pub(crate) fn create(
+        shared: &Shared,
+        admin: &mut AdminQueue,
+        qid: u16,
+        vector: Option<u16>,
+    ) -> Result<Self, Error> {
+        let (submission_size, completion_size) = sizes(shared);
+        let page = shared.memory_page_size() as usize;
+        let submission_len =
+            (submission_size as usize * size_of::<SubmissionQueueEntry>()).next_multiple_of(page);
+        let completion_len = completion_size as usize * size_of::<CompletionQueueEntry>();
+        let memory = shared.space().allocate(submission_len + completion_len)?;
+        create_completion_queue(
+            shared,
+            admin,
+            (qid, completion_size, vector),
+            memory.iova() + submission_len as u64,
+        )?;
+        if let Err(error) = create_submission_queue(shared, admin, (qid, submission_size), memory.iova()) {
+            // The memory is about to go.
+            let deleted = delete(shared, admin, AdminOpcode::DELETE_IO_COMPLETION_QUEUE, qid);
+            deleted.unwrap_or_else(|error| tracing::warn!("deleting completion queue {qid}: {error}"));
+            return Err(error);
+        }
+        let doorbell = |index| {
+            let shadow = shared.shadow().and_then(|shadow| shadow.shadow(index));
+            Doorbell::new(shared.registers().transport(), index, shared.cap().dstrd(), shadow)
+        };
+        let tail = doorbell(DoorbellIndex::SubmissionQueueTail(qid));
+        let head = doorbell(DoorbellIndex::CompletionQueueHead(qid));
+        // SAFETY: new, zeroed pages of which the queues take disjoint parts, aligned to pages; the struct keeps them as
+        // long as the queues.
+        let (submission, completion) = unsafe {
+            (
+                SubmissionQueue::new(memory.base().cast(), submission_size, tail),
+                CompletionQueue::new(memory.base().add(submission_len).cast(), completion_size, head),
+            )
+        };
+        Ok(Self { submission, completion, generation: shared.generation(), _memory: memory })
     }
-    let (submission_size, completion_size) = sizes(shared);
-    let page = shared.memory_page_size() as usize;
-    let submission_len =
-        (submission_size as usize * size_of::<SubmissionQueueEntry>()).next_multiple_of(page);
-    let completion_len =
-        (completion_size as usize * size_of::<CompletionQueueEntry>()).next_multiple_of(page);
-    // Besides PRP lists, a command's page holds its Dataset Management ranges.
-    let list_pages = prp::list_pages(shared.max_transfer().into(), page as u64).max(1);
-    let lists = submission_len + completion_len;
-    let memory = shared.space().allocate(lists + (submission_size as usize - 1) * list_pages * page)?;
-
-    queue.create_completion_queue(completion_size, memory.iova() + submission_len as u64)?;
-    queue.create_submission_queue(submission_size, memory.iova())?;
-
-    let doorbell = |index| {
-        let shadow = shared.shadow().and_then(|shadow| shadow.shadow(index));
-        Doorbell::new(shared.registers().transport(), index, shared.cap().dstrd(), shadow)
-    };
-    let tail = doorbell(DoorbellIndex::SubmissionQueueTail(queue.qid));
-    let head = doorbell(DoorbellIndex::CompletionQueueHead(queue.qid));
-    // SAFETY: new, zeroed pages of which the queues take disjoint parts, aligned to pages; the queue pair keeps them
-    // as long as the queues.
-    let (submission, completion) = unsafe {
-        (
-            SubmissionQueue::new(memory.base().cast(), submission_size, tail),
-            CompletionQueue::new(memory.base().add(submission_len).cast(), completion_size, head),
-        )
-    };
-    let prompt = queue.interrupt.is_some();
-    let memory = QueueMemory { memory, lists, list_pages };
-    Ok(QueuePair::new(queue, submission, completion, memory, prompt))
 }
 
 /// Entries of the submission and the completion queue. The latter has twice as many if that may be: then its doorbell
@@ -73,55 +80,86 @@ fn sizes(shared: &Shared) -> (u32, u32) {
     (submission, (2 * submission).min(max))
 }
 
-impl IoQueue {
-    fn new(shared: &Arc<Shared>) -> Result<Self, Error> {
+fn create_completion_queue(
+    shared: &Shared,
+    admin: &mut AdminQueue,
+    (qid, size, vector): (u16, u32, Option<u16>),
+    iova: u64,
+) -> Result<(), Error> {
+    let dwords = CreateIoCompletionQueue::new()
+        .with_qid(qid)
+        .with_queue_size(size)
+        .with_pc(true)
+        .with_ien(vector.is_some())
+        .with_iv(vector.unwrap_or(0));
+    let command = SubmissionQueueEntry::new(AdminOpcode::CREATE_IO_COMPLETION_QUEUE, 0);
+    run(shared, admin, command.with_dwords(dwords).with_prp(iova, 0))
+}
+
+fn create_submission_queue(
+    shared: &Shared,
+    admin: &mut AdminQueue,
+    (qid, size): (u16, u32),
+    iova: u64,
+) -> Result<(), Error> {
+    let dwords =
+        CreateIoSubmissionQueue::new().with_qid(qid).with_queue_size(size).with_pc(true).with_cqid(qid);
+    let command = SubmissionQueueEntry::new(AdminOpcode::CREATE_IO_SUBMISSION_QUEUE, 0);
+    run(shared, admin, command.with_dwords(dwords).with_prp(iova, 0))
+}
+
+fn delete(shared: &Shared, admin: &mut AdminQueue, opcode: AdminOpcode, qid: u16) -> Result<(), Error> {
+    let dwords = DeleteIoQueue::new().with_qid(qid);
+    run(shared, admin, SubmissionQueueEntry::new(opcode, 0).with_dwords(dwords))
+}
+
+fn run(shared: &Shared, admin: &mut AdminQueue, command: SubmissionQueueEntry) -> Result<(), Error> {
+    admin.run(command, AdminData::None, shared.options().admin_timeout).map(drop)
+}
+
+/// The right to a queue identifier; dropping it gives it back.
+struct QueueId {
+    shared: Arc<Handle>,
+    qid: u16,
+}
+
+impl QueueId {
+    fn take(shared: &Arc<Handle>) -> Result<Self, Error> {
         let mut ids = shared.queue_ids();
-        let free = (1..=ids.granted).find(|qid| !ids.taken.contains(qid));
-        let Some(qid) = free else {
+        let Some(qid) = (1..=ids.granted).find(|qid| !ids.taken.contains(qid)) else {
             let granted = ids.granted;
             return Err(shared.unsupported(format!("all {granted} I/O queues are in use")));
         };
         ids.taken.insert(qid);
-        Ok(Self {
-            shared: shared.clone(),
-            qid,
-            generation: shared.generation(),
-            interrupt: None,
-            completion_created: false,
-            submission_created: false,
-        })
+        Ok(Self { shared: shared.clone(), qid })
     }
+}
 
-    pub(crate) fn shared(&self) -> &Shared {
-        &self.shared
+impl Drop for QueueId {
+    fn drop(&mut self) {
+        self.shared.queue_ids().taken.remove(&self.qid);
     }
+}
 
-    pub(crate) fn qid(&self) -> u16 {
-        self.qid
-    }
+/// A vector and the eventfd that it is connected to, until this is dropped.
+struct Interrupt {
+    shared: Arc<Handle>,
+    vector: u16,
+    eventfd: Arc<OwnedFd>,
+}
 
-    pub(crate) fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.interrupt.as_ref().map(|(_, eventfd)| eventfd.as_fd())
-    }
-
-    /// Whether the controller has been reset since.
-    #[inline]
-    pub(crate) fn is_stale(&self) -> bool {
-        self.generation != self.shared.generation()
-    }
-
+impl Interrupt {
     /// Gives the queue a vector of its own: the first is the admin queue's, which nobody sleeps on, so that a
     /// controller with a single vector has it for its first queue.
-    fn connect_interrupt(&mut self) -> Result<(), Error> {
-        let transport = self.shared.registers().transport();
+    fn connect(shared: &Arc<Handle>, qid: u16) -> Result<Self, Error> {
+        let transport = shared.registers().transport();
         let vectors = transport.interrupt_vectors();
-        let vector = if vectors == 1 { self.qid - 1 } else { self.qid };
+        let vector = if vectors == 1 { qid - 1 } else { qid };
         if u32::from(vector) >= vectors {
             let what = format!(
-                "there is no interrupt vector for queue {} of a controller with {vectors}; use fewer queues, or poll",
-                self.qid
+                "there is no interrupt vector for queue {qid} of a controller with {vectors}; use fewer queues, or poll"
             );
-            return Err(self.shared.unsupported(what));
+            return Err(shared.unsupported(what));
         }
         let connect = || {
             let eventfd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
@@ -132,63 +170,88 @@ impl IoQueue {
             let doing = format!("connecting interrupt vector {vector}");
             Error::Transport { name: transport.name().into(), doing, source }
         })?;
-        self.interrupt = Some((vector, eventfd));
-        Ok(())
+        Ok(Self { shared: shared.clone(), vector, eventfd: Arc::new(eventfd) })
+    }
+}
+
+impl Drop for Interrupt {
+    fn drop(&mut self) {
+        let transport = self.shared.registers().transport();
+        if let Err(error) = transport.set_interrupts(self.vector.into(), &[None]) {
+            tracing::debug!("disconnecting interrupt vector {}: {error}", self.vector);
+        }
+    }
+}
+
+/// What a queue pair holds of its controller; dropping it has the controller forget the queues, and takes all back.
+pub(crate) struct IoQueue {
+    /// Resets before the queues were created that the controller has now.
+    pub(crate) generation: u32,
+    pub(crate) link: Arc<Link>,
+    interrupt: Option<Interrupt>,
+    id: QueueId,
+}
+
+/// Creates a queue pair.
+pub(crate) fn create(shared: &Arc<Handle>) -> Result<QueuePair, Error> {
+    let id = QueueId::take(shared)?;
+    let interrupt = shared.options().interrupts.then(|| Interrupt::connect(shared, id.qid)).transpose()?;
+    let vector = interrupt.as_ref().map(|interrupt| interrupt.vector);
+    let lists = QueuePair::allocate_lists(shared)?;
+    let rings = {
+        let mut admin = shared.admin();
+        shared.check_usable()?;
+        Rings::create(shared, &mut admin, id.qid, vector)?
+    };
+    let eventfd = interrupt.as_ref().map(|interrupt| interrupt.eventfd.clone());
+    let link = Arc::new(Link::new(id.qid, vector, eventfd));
+    shared.links().insert(id.qid, link.clone());
+    let queue = IoQueue { generation: rings.generation, link, interrupt, id };
+    Ok(QueuePair::new(queue, rings, lists))
+}
+
+impl IoQueue {
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.id.shared
     }
 
-    fn create_completion_queue(&mut self, size: u32, iova: u64) -> Result<(), Error> {
-        let interrupt = self.interrupt.as_ref().map(|(vector, _)| *vector);
-        let dwords = CreateIoCompletionQueue::new()
-            .with_qid(self.qid)
-            .with_queue_size(size)
-            .with_pc(true)
-            .with_ien(interrupt.is_some())
-            .with_iv(interrupt.unwrap_or(0));
-        let command = SubmissionQueueEntry::new(AdminOpcode::CREATE_IO_COMPLETION_QUEUE, 0);
-        self.shared.run(self.generation, [command.with_dwords(dwords).with_prp(iova, 0)])?;
-        self.completion_created = true;
-        Ok(())
+    pub(crate) fn qid(&self) -> u16 {
+        self.id.qid
     }
 
-    fn create_submission_queue(&mut self, size: u32, iova: u64) -> Result<(), Error> {
-        let dwords = CreateIoSubmissionQueue::new()
-            .with_qid(self.qid)
-            .with_queue_size(size)
-            .with_pc(true)
-            .with_cqid(self.qid);
-        let command = SubmissionQueueEntry::new(AdminOpcode::CREATE_IO_SUBMISSION_QUEUE, 0);
-        self.shared.run(self.generation, [command.with_dwords(dwords).with_prp(iova, 0)])?;
-        self.submission_created = true;
-        Ok(())
+    pub(crate) fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.interrupt.as_ref().map(|interrupt| interrupt.eventfd.as_fd())
     }
 
-    /// Has the controller end what is in flight and forget the queues.
-    fn delete(&mut self) -> Result<(), Error> {
-        let delete = |opcode, created: bool| {
-            let dwords = DeleteIoQueue::new().with_qid(self.qid);
-            created.then(|| SubmissionQueueEntry::new(opcode, 0).with_dwords(dwords))
-        };
-        let submission = delete(AdminOpcode::DELETE_IO_SUBMISSION_QUEUE, self.submission_created);
-        let completion = delete(AdminOpcode::DELETE_IO_COMPLETION_QUEUE, self.completion_created);
-        self.shared.run(self.generation, submission.into_iter().chain(completion))
+    /// Whether the controller has been reset since.
+    #[inline]
+    pub(crate) fn is_stale(&self) -> bool {
+        self.generation != self.shared().generation()
+    }
+
+    /// Has the controller end what is in flight and forget the queues, unless a reset has done so.
+    fn delete(&self, generation: u32) -> Result<(), Error> {
+        // A reset holds this lock too.
+        let mut admin = self.shared().admin();
+        // A controller that is not well would only be waited for.
+        let usable = self.shared().check_usable().is_ok() && self.shared().health().is_ok();
+        if generation != self.shared().generation() || !usable {
+            return Ok(());
+        }
+        delete(self.shared(), &mut admin, AdminOpcode::DELETE_IO_SUBMISSION_QUEUE, self.qid())?;
+        delete(self.shared(), &mut admin, AdminOpcode::DELETE_IO_COMPLETION_QUEUE, self.qid())
     }
 }
 
 impl Drop for IoQueue {
     fn drop(&mut self) {
-        // A reset has deleted the queues; a controller that is not well would only be waited for.
-        if !self.is_stale() && self.shared.health().is_ok() {
-            let deleted = self.delete();
-            if let Err(error) = deleted {
-                tracing::warn!("deleting queue {}: {error}", self.qid);
-            }
+        self.shared().links().remove(&self.qid());
+        // New rings that the queue pair did not come to fetch exist all the same; they go when the controller has
+        // forgotten them.
+        let undelivered = self.link.close();
+        let generation = undelivered.as_ref().map_or(self.generation, |rings| rings.generation);
+        if let Err(error) = self.delete(generation) {
+            tracing::warn!("deleting queue {}: {error}", self.qid());
         }
-        if let Some((vector, _)) = self.interrupt {
-            let disconnected = self.shared.registers().transport().set_interrupts(vector.into(), &[None]);
-            if let Err(error) = disconnected {
-                tracing::debug!("disconnecting interrupt vector {vector}: {error}");
-            }
-        }
-        self.shared.queue_ids().taken.remove(&self.qid);
     }
 }

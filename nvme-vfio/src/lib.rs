@@ -12,12 +12,13 @@
 //! * [`queue_pair`]: the data path; under it `queue` (the rings), `doorbell`, `shadow_doorbell`,
 //!   `command_identifier`, [`prp`] and `sgl`.
 //! * [`admin`]: the admin queue: a command at a time, with a deadline; asynchronous events beside it.
+//! * [`recovery`]: deadlines, resets, what becomes of commands in flight; [`events`]: what the controller reports.
 //! * [`dma`]: memory that the controller reaches.
 //! * [`transport`]: how the controller is reached: registers, DMA, interrupts.
 //!
 //! A controller is not trusted to follow the rules: completions of commands that are not in flight, fatal errors,
-//! removal and silence are errors ([`Fault`], [`Error`]), and it reaches no memory but [`DmaBuffer`]s, [`DmaMapping`]s
-//! and queues. After a [`Fault`] a queue pair stays broken; [`Controller::reset`] and new queue pairs are the way on.
+//! removal and silence are errors ([`Fault`], [`Error`]), and it reaches no memory but [`DmaBuffer`]s, [`DmaMapping`]s and queues. What
+//! can be put right by a reset is, with the queue pairs staying what they are ([`Options::recovery`]).
 //!
 //! What it does not do: metadata and protection information, fused commands, command sets other than NVM, the
 //! controller memory buffer.
@@ -42,9 +43,11 @@
 pub mod admin;
 mod command_identifier;
 pub mod controller;
+mod deadline;
 pub mod dma;
 mod doorbell;
 pub mod error;
+pub mod events;
 mod io_queue;
 mod iova;
 pub mod namespace;
@@ -53,6 +56,7 @@ mod patience;
 pub mod prp;
 mod queue;
 pub mod queue_pair;
+pub mod recovery;
 mod registers;
 mod sgl;
 mod shadow_doorbell;
@@ -62,7 +66,9 @@ pub use admin::AdminData;
 pub use controller::Controller;
 pub use dma::{DmaBuffer, DmaMapping, DmaRange};
 pub use error::{Error, Fault};
+pub use events::NamespaceWatch;
 pub use namespace::Namespace;
-pub use options::Options;
+pub use options::{Options, Recovery};
 pub use queue_pair::{QueuePair, SubmitError};
+pub use recovery::{Condition, RecoveryCounters};
 pub use transport::Transport;

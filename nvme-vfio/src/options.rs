@@ -20,6 +20,20 @@ pub struct Options {
     pub admin_timeout: Duration,
     /// How long an I/O command may take.
     pub io_timeout: Duration,
+    /// What happens when one takes longer, or the controller fails. `None`: nothing but an error: a queue pair that
+    /// meets a [`crate::Fault`] stays broken, and [`crate::Controller::reset`] and new queue pairs are the way on.
+    pub recovery: Option<Recovery>,
+}
+
+/// How a controller that fails is brought back; see [`crate::recovery`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovery {
+    /// How long the Abort of a command whose deadline has passed may take to end it.
+    pub abort_timeout: Duration,
+    /// Resets within `window` before the controller is given up.
+    pub resets: u32,
+    /// See `resets`.
+    pub window: Duration,
 }
 
 impl Default for Options {
@@ -33,6 +47,13 @@ impl Default for Options {
             // As Linux has them.
             admin_timeout: Duration::from_secs(60),
             io_timeout: Duration::from_secs(30),
+            recovery: Some(Recovery::default()),
         }
+    }
+}
+
+impl Default for Recovery {
+    fn default() -> Self {
+        Self { abort_timeout: Duration::from_secs(5), resets: 5, window: Duration::from_secs(600) }
     }
 }

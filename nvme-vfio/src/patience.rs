@@ -14,10 +14,6 @@ impl Patience {
         Self { start: Instant::now(), limit, turns: 0 }
     }
 
-    pub(crate) fn limit(&self) -> Duration {
-        self.limit
-    }
-
     /// Lets a little time pass; false once the limit has.
     pub(crate) fn wait(&mut self) -> bool {
         self.turns = self.turns.saturating_add(1);

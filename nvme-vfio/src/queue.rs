@@ -114,6 +114,21 @@ impl CompletionQueue {
         })
     }
 
+    /// The entry at the head, if it is not new and the one behind it is: it was passed over, or is about to come.
+    pub(crate) fn passed_over(&self) -> Option<u16> {
+        let is_new = |index: u32, phase: bool| {
+            // SAFETY: as in `take`; the index is less than the size.
+            let second = unsafe {
+                let entry = self.entries.add(index as usize).cast::<u64>();
+                AtomicU64::from_ptr(entry.add(1).as_ptr()).load(Ordering::Relaxed)
+            };
+            (second & PHASE_TAG != 0) == phase
+        };
+        let head = u32::from(self.head);
+        let (behind, phase) = if head + 1 == self.size { (0, !self.phase) } else { (head + 1, self.phase) };
+        (!is_new(head, self.phase) && is_new(behind, phase)).then_some(self.head)
+    }
+
     /// Tells the controller that entries are free, once it could run out of them with `outstanding` commands; at
     /// once if `now`. A queue with more entries than commands saves doorbells.
     #[inline]

@@ -10,7 +10,7 @@ use nvme_spec::{AdminOpcode, CompletionQueueEntry, Status, SubmissionQueueEntry}
 use nvme_vfio::{AdminData, Controller, Options};
 
 fn open(fake: &Fake) -> Controller {
-    let options = Options { admin_timeout: Duration::from_millis(200), ..Options::default() };
+    let options = Options { admin_timeout: Duration::from_millis(200), recovery: None, ..Options::default() };
     Controller::open(fake.boxed(), options).unwrap()
 }
 

@@ -27,8 +27,13 @@ fn setup_with(fake: Fake, options: Options) -> Setup {
     Setup { fake, controller, namespace, queue }
 }
 
+/// Faults are to be seen here, not recovered from.
+fn plain() -> Options {
+    Options { recovery: None, ..Options::default() }
+}
+
 fn setup(depth: u16) -> Setup {
-    setup_with(Fake::new(), Options { depth, ..Options::default() })
+    setup_with(Fake::new(), Options { depth, ..plain() })
 }
 
 /// The same, with commands that complete when the test says so.
@@ -78,8 +83,7 @@ fn nothing_reaches_the_controller_before_the_kick_and_all_of_it_with_one_doorbel
 fn queues_wrap_around_and_phases_flip_for_many_laps() {
     for (depth, mqes) in [(1, 1023), (2, 1023), (7, 1023), (7, 7), (6, 7), (1, 1)] {
         let fake = Fake::with(|state| state.cap.set_mqes(mqes));
-        let Setup { fake, namespace, mut queue, .. } =
-            setup_with(fake, Options { depth, ..Options::default() });
+        let Setup { fake, namespace, mut queue, .. } = setup_with(fake, Options { depth, ..plain() });
         let mut next = 0;
         for lap in 0..100 {
             let batch = 1 + lap % u64::from(depth);
@@ -264,7 +268,7 @@ fn a_completion_for_another_queue_breaks_the_queue_pair() {
 #[test]
 fn a_command_that_never_completes_expires() {
     let io_timeout = Duration::from_millis(300);
-    let mut setup = setup_with(Fake::new(), Options { io_timeout, ..Options::default() });
+    let mut setup = setup_with(Fake::new(), Options { io_timeout, ..plain() });
     setup.fake.state().answer = Answer::Held;
     setup.queue.flush(&setup.namespace, 0).unwrap();
     setup.queue.kick();
@@ -324,7 +328,7 @@ fn after_a_reset_old_queue_pairs_are_broken_and_new_ones_work() {
     assert_eq!(fault(&mut queue), Fault::Reset);
 
     // The old pair keeps its identifier until it is dropped: nothing that it still does can hit the new one.
-    let options = Options { queues: 2, ..Options::default() };
+    let options = Options { queues: 2, ..plain() };
     drop((queue, controller));
     let controller = Controller::open(fake.boxed(), options).unwrap();
     let old = controller.queue_pair().unwrap();
@@ -381,7 +385,7 @@ fn dropping_a_queue_pair_of_a_controller_that_was_reset_by_others_does_not_wait_
 #[test]
 fn a_completion_queue_without_a_submission_queue_is_deleted_again() {
     let fake = Fake::new();
-    let controller = Controller::open(fake.boxed(), Options::default()).unwrap();
+    let controller = Controller::open(fake.boxed(), plain()).unwrap();
     let refused = (AdminOpcode::CREATE_IO_SUBMISSION_QUEUE, Status::INVALID_QUEUE_SIZE);
     fake.state().refused = Some(refused);
     let error = controller.queue_pair().map(drop).unwrap_err().to_string();
@@ -393,7 +397,7 @@ fn a_completion_queue_without_a_submission_queue_is_deleted_again() {
 
 #[test]
 fn interrupts_without_vectors_are_refused() {
-    let options = Options { interrupts: true, ..Options::default() };
+    let options = Options { interrupts: true, ..plain() };
     let controller = Controller::open(Fake::new().boxed(), options).unwrap();
     let error = controller.queue_pair().map(drop).unwrap_err().to_string();
     assert!(error.contains("no interrupt vector for queue 1"), "{error}");
@@ -401,7 +405,7 @@ fn interrupts_without_vectors_are_refused() {
 
 fn interrupt_vectors(vectors: u32, queues: u16) -> (Fake, Controller) {
     let fake = Fake::with(|state| state.vectors = vectors);
-    let options = Options { interrupts: true, queues, ..Options::default() };
+    let options = Options { interrupts: true, queues, ..plain() };
     let controller = Controller::open(fake.boxed(), options).unwrap();
     (fake, controller)
 }
@@ -445,8 +449,7 @@ fn a_polling_controller_with_shadow_doorbells_is_not_rung() {
         state.identify.oacs.set_doorbell_buffer_config(true);
         state.polls_shadows = true;
     });
-    let Setup { fake, namespace, mut queue, .. } =
-        setup_with(fake, Options { depth: 7, ..Options::default() });
+    let Setup { fake, namespace, mut queue, .. } = setup_with(fake, Options { depth: 7, ..plain() });
     for token in 0..1000 {
         queue.flush(&namespace, token).unwrap();
         queue.kick();
@@ -460,8 +463,7 @@ fn a_polling_controller_with_shadow_doorbells_is_not_rung() {
 #[test]
 fn a_sleeping_controller_with_shadow_doorbells_is_rung() {
     let fake = Fake::with(|state| state.identify.oacs.set_doorbell_buffer_config(true));
-    let Setup { fake, namespace, mut queue, .. } =
-        setup_with(fake, Options { depth: 7, ..Options::default() });
+    let Setup { fake, namespace, mut queue, .. } = setup_with(fake, Options { depth: 7, ..plain() });
     for token in 0..1000 {
         queue.flush(&namespace, token).unwrap();
         queue.kick();

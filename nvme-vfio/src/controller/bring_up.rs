@@ -96,7 +96,7 @@ pub(super) fn max_transfer(
     (wanted / memory_page_size * memory_page_size) as u32
 }
 
-pub(super) fn identify_command(cns: u8, nsid: u32) -> SubmissionQueueEntry {
+pub(crate) fn identify_command(cns: u8, nsid: u32) -> SubmissionQueueEntry {
     SubmissionQueueEntry::new(AdminOpcode::IDENTIFY, 0)
         .with_nsid(nsid)
         .with_dwords(Identify::new().with_cns(cns))

@@ -1,9 +1,11 @@
 //! A controller: bringing it up, asking it about itself, shutting it down.
 
 mod bring_up;
+mod condition;
+mod handle;
 mod shared;
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use nvme_spec::async_event::AsynchronousEvent;
@@ -18,19 +20,24 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::admin::AdminData;
 use crate::dma::{DmaBuffer, DmaMapping};
 use crate::error::Error;
+use crate::events::{NamespaceWatch, Watched};
 use crate::io_queue;
 use crate::namespace::Namespace;
 use crate::options::Options;
 use crate::queue_pair::QueuePair;
+use crate::recovery::inbox::Request;
+use crate::recovery::{Condition, RecoveryCounters};
 use crate::transport::{DmaMemory, Transport};
-use bring_up::identify_command;
+pub(crate) use bring_up::identify_command;
+pub(crate) use condition::Pulse;
+pub(crate) use handle::Handle;
 pub(crate) use shared::Shared;
 
 /// A controller, enabled and identified. Clones are handles to the same one, for any thread. When the last of them
 /// and the last of its queue pairs is dropped, the controller is shut down in an orderly way (CC.SHN).
 #[derive(Clone)]
 pub struct Controller {
-    shared: Arc<Shared>,
+    shared: Arc<Handle>,
 }
 
 impl Controller {
@@ -40,7 +47,7 @@ impl Controller {
     ///
     /// The controller cannot be reached, does not do what it should in time, or cannot be worked with.
     pub fn open(transport: Box<dyn Transport>, options: Options) -> Result<Self, Error> {
-        Ok(Self { shared: Arc::new(Shared::open(transport, options)?) })
+        Ok(Self { shared: Arc::new(Handle::open(transport, options)?) })
     }
 
     /// What to call it in messages.
@@ -214,27 +221,69 @@ impl Controller {
         data: AdminData<'_>,
         limit: Duration,
     ) -> Result<u32, Error> {
+        self.shared.check_usable()?;
         self.shared.admin().run(command, data, limit)
     }
 
-    /// The asynchronous events that have come since the last time. The log page that an event names has to be read
-    /// before the controller reports the like again.
+    /// The asynchronous events that have come since the last time, for information. With [`Options::recovery`] they
+    /// have been acted on, or will be; without, the log page that an event names has to be read before the controller
+    /// reports the like again.
     ///
     /// # Errors
     ///
     /// The admin queue has broken.
     pub fn events(&self) -> Result<Vec<AsynchronousEvent>, Error> {
-        self.shared.admin().events()
+        self.shared.check_usable()?;
+        self.shared.take_events()?;
+        Ok(self.shared.events().unread())
     }
 
-    /// Resets the controller (CC.EN, or, if that does not help, the function) and brings it up again. All queue pairs
-    /// made before are broken by it ([`crate::Fault::Reset`]); drop them and make new ones.
+    /// Has `changed` called, on a thread of the driver's, whenever the controller has reported that this namespace has
+    /// changed and Identify says so too: with the namespace as it is now, or with why it cannot be used any more. Not
+    /// before this returns, and not after the watch was dropped, except for a call that is under way then. Needs
+    /// [`Options::recovery`].
+    ///
+    /// `changed` must not wait for the controller (admin commands are fine, [`Controller::reset`] is not).
+    pub fn watch_namespace(
+        &self,
+        namespace: &Namespace,
+        changed: impl Fn(Result<&Namespace, &Error>) + Send + Sync + 'static,
+    ) -> NamespaceWatch {
+        self.shared.events().watch(Watched::new(namespace, Box::new(changed)))
+    }
+
+    /// Resets the controller (CC.EN, or, if that does not help, the function) and brings it up again.
+    ///
+    /// With [`Options::recovery`], queue pairs go on afterwards by themselves, see [`crate::recovery`]. Without, all
+    /// that were made before are broken by it ([`crate::Fault::Reset`]): drop them and make new ones.
     ///
     /// # Errors
     ///
-    /// The controller does not come back; it may be tried again.
+    /// The controller does not come back; without recovery, it may be tried again.
     pub fn reset(&self) -> Result<(), Error> {
-        self.shared.reset()
+        if self.shared.options().recovery.is_none() {
+            return self.shared.restart();
+        }
+        self.shared.check_usable()?;
+        let (sender, receiver) = mpsc::sync_channel(1);
+        self.shared.inbox().ask(Request::Reset(sender));
+        // The caretaker lives as long as this handle.
+        receiver.recv().unwrap_or_else(|_| self.shared.check_usable())
+    }
+
+    /// How it is doing.
+    pub fn condition(&self) -> Condition {
+        self.shared.condition()
+    }
+
+    /// Why it was given up, if it was.
+    pub fn failure(&self) -> Option<&str> {
+        self.shared.failure().get().map(String::as_str)
+    }
+
+    /// What recovery has had to do so far.
+    pub fn recovery_counters(&self) -> RecoveryCounters {
+        self.shared.counters().get()
     }
 
     fn identify_as<T: FromBytes + IntoBytes>(&self, cns: u8, nsid: u32) -> Result<Box<T>, Error> {

@@ -1,7 +1,7 @@
 //! What handles and queue pairs of a controller share: its state between bring-up and shutdown.
 
-use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,10 +13,15 @@ use nvme_spec::registers::{Cap, Version};
 use nvme_spec::{AdminOpcode, SubmissionQueueEntry};
 
 use super::bring_up;
-use crate::admin::{AdminData, AdminQueue};
+use super::condition::{Failure, Pulse};
+use crate::admin::{AdminData, AdminQueue, Place, Watch};
 use crate::dma::DmaSpace;
 use crate::error::{Error, Fault};
+use crate::events::Events;
 use crate::options::Options;
+use crate::recovery::inbox::Inbox;
+use crate::recovery::link::Link;
+use crate::recovery::{Condition, Counters};
 use crate::registers::Registers;
 use crate::shadow_doorbell::ShadowDoorbells;
 use crate::transport::Transport;
@@ -28,6 +33,7 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
 
 /// What all handles and queue pairs of a controller share.
 pub(crate) struct Shared {
+    pulse: Arc<Pulse>,
     registers: Registers,
     space: Arc<DmaSpace>,
     cap: Cap,
@@ -40,9 +46,14 @@ pub(crate) struct Shared {
     /// Where doorbells are trapped; in use if the controller has taken them.
     shadow: Option<Arc<ShadowDoorbells>>,
     shadow_in_use: AtomicBool,
-    pub(crate) queue_ids: Mutex<QueueIds>,
-    /// Counts resets: queue pairs made before one are of no use after it.
-    generation: AtomicU32,
+    queue_ids: Mutex<QueueIds>,
+    links: Mutex<BTreeMap<u16, Arc<Link>>>,
+    inbox: Arc<Inbox>,
+    events: Events,
+    counters: Counters,
+    failure: Failure,
+    /// Whether the controller is known to do nothing: it was disabled, and not enabled since.
+    quiet: AtomicBool,
 }
 
 /// Which I/O queue identifiers there are, and which are taken.
@@ -68,7 +79,12 @@ impl Shared {
         } else {
             None
         };
-        let mut admin = AdminQueue::new(&registers, &space, memory_page_size, cap.dstrd(), shadow.as_ref())?;
+        let inbox = Arc::new(Inbox::default());
+        let abort_timeout = options.recovery.as_ref().map(|recovery| recovery.abort_timeout);
+        let watch =
+            abort_timeout.map(|limit| Watch { inbox: inbox.clone(), generation: 0, abort_timeout: limit });
+        let place = Place { registers: &registers, space: &space, memory_page_size, dstrd: cap.dstrd() };
+        let mut admin = AdminQueue::new(&place, shadow.as_ref(), watch)?;
         let identify = bring_up::enable(&registers, cap, memory_page_size, timeout)
             .and_then(|()| bring_up::identify_controller(&registers, &mut admin, options.admin_timeout))
             .inspect_err(|_| {
@@ -78,6 +94,7 @@ impl Shared {
         let max_transfer = bring_up::max_transfer(&identify, cap, &options, memory_page_size);
         let version = registers.vs()?;
         let shared = Shared {
+            pulse: Arc::default(),
             registers,
             space,
             cap,
@@ -90,11 +107,20 @@ impl Shared {
             shadow,
             shadow_in_use: AtomicBool::new(false),
             queue_ids: Mutex::new(QueueIds { granted: 0, taken: BTreeSet::new() }),
-            generation: AtomicU32::new(0),
+            links: Mutex::default(),
+            inbox,
+            events: Events::default(),
+            counters: Counters::default(),
+            failure: Failure::new(),
+            quiet: AtomicBool::new(false),
         };
         // From here on, whatever fails, the controller is shut down when `shared` is dropped.
         shared.configure(&mut shared.admin())?;
         Ok(shared)
+    }
+
+    pub(super) fn admin_mutex(&self) -> &Mutex<AdminQueue> {
+        &self.admin
     }
 
     pub(crate) fn admin(&self) -> MutexGuard<'_, AdminQueue> {
@@ -134,39 +160,52 @@ impl Shared {
         self.identify.sgls
     }
 
-    pub(crate) fn io_timeout(&self) -> Duration {
-        self.options.io_timeout
-    }
-
     /// The shadow doorbells, if the controller looks at them.
     pub(crate) fn shadow(&self) -> Option<&Arc<ShadowDoorbells>> {
         self.shadow.as_ref().filter(|_| self.shadow_in_use.load(Ordering::Relaxed))
     }
 
+    /// The controller is about to forget its shadow doorbells.
+    pub(super) fn forget_shadow_doorbells(&self) {
+        self.shadow_in_use.store(false, Ordering::Relaxed);
+    }
+
     #[inline]
-    pub(crate) fn generation(&self) -> u32 {
-        self.generation.load(Ordering::Relaxed)
+    pub(crate) fn pulse(&self) -> &Arc<Pulse> {
+        &self.pulse
+    }
+
+    pub(super) fn failure(&self) -> &Failure {
+        &self.failure
+    }
+
+    pub(super) fn is_quiet(&self) -> bool {
+        self.quiet.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_quiet(&self, quiet: bool) {
+        self.quiet.store(quiet, Ordering::Relaxed);
+    }
+
+    pub(crate) fn inbox(&self) -> &Inbox {
+        &self.inbox
+    }
+
+    pub(crate) fn events(&self) -> &Events {
+        &self.events
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// The mailboxes of all queue pairs.
+    pub(crate) fn links(&self) -> MutexGuard<'_, BTreeMap<u16, Arc<Link>>> {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn unsupported(&self, what: impl Into<String>) -> Error {
         Error::Unsupported { name: self.registers.name(), what: what.into() }
-    }
-
-    /// Runs admin commands of which no part must come after a reset that came after `generation`.
-    pub(crate) fn run(
-        &self,
-        generation: u32,
-        commands: impl IntoIterator<Item = SubmissionQueueEntry>,
-    ) -> Result<(), Error> {
-        // A reset holds this lock too.
-        let mut admin = self.admin();
-        for command in commands {
-            if generation != self.generation() {
-                return Err(Error::Queue { name: self.registers.name(), fault: Fault::Reset });
-            }
-            admin.run(command, AdminData::None, self.options.admin_timeout)?;
-        }
-        Ok(())
     }
 
     /// How the controller is, as a queue pair wants to know it.
@@ -180,7 +219,7 @@ impl Shared {
     }
 
     /// What comes between enabling a controller and using it.
-    fn configure(&self, admin: &mut AdminQueue) -> Result<(), Error> {
+    pub(super) fn configure(&self, admin: &mut AdminQueue) -> Result<(), Error> {
         self.set_number_of_queues(admin)?;
         self.configure_doorbells(admin);
         self.configure_events(admin)
@@ -229,22 +268,30 @@ impl Shared {
         self.options.admin_timeout
     }
 
-    pub(super) fn reset(&self) -> Result<(), Error> {
-        let mut admin = self.admin();
-        // Queue pairs see it before the controller does, so that none of them rings a doorbell of what comes after.
-        self.generation.fetch_add(1, Ordering::SeqCst);
-        self.shadow_in_use.store(false, Ordering::Relaxed);
-        let timeout = self.registers.ready_timeout(self.cap)?;
-        bring_up::disable_or_reset(&self.registers, timeout)?;
-        let (size, dstrd) = (self.memory_page_size, self.cap.dstrd());
-        *admin = AdminQueue::new(&self.registers, &self.space, size, dstrd, self.shadow.as_ref())?;
-        bring_up::enable(&self.registers, self.cap, self.memory_page_size, timeout)?;
-        self.configure(&mut admin)
+    /// A new admin queue, of this generation.
+    pub(super) fn new_admin_queue(&self) -> Result<AdminQueue, Error> {
+        let (inbox, generation) = (self.inbox.clone(), self.generation());
+        let watch = self.options.recovery.as_ref().map(|recovery| Watch {
+            inbox,
+            generation,
+            abort_timeout: recovery.abort_timeout,
+        });
+        let place = Place {
+            registers: &self.registers,
+            space: &self.space,
+            memory_page_size: self.memory_page_size,
+            dstrd: self.cap.dstrd(),
+        };
+        AdminQueue::new(&place, self.shadow.as_ref(), watch)
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
+        if self.condition() == Condition::Failed {
+            // It was disabled, or has no memory left to do harm to.
+            return;
+        }
         // RTD3E is in microseconds.
         let limit = SHUTDOWN_LIMIT.max(Duration::from_micros(self.identify.rtd3e.into()));
         let result = self

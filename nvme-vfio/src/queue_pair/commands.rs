@@ -129,8 +129,8 @@ impl QueuePair {
             return Err(SubmitError::Count(ranges.len()));
         }
         self.check_room()?;
-        let cid = self.commands.next().ok_or(SubmitError::Full)?;
-        let list = self.list(cid);
+        let index = self.commands.next().ok_or(SubmitError::Full)?;
+        let list = self.lists.of(index);
         // SAFETY: 256 ranges are the 4096 bytes that the smallest memory page has, the list of a command that is not
         // in flight is nobody else's, and `ranges`, being a reference, is elsewhere.
         unsafe {

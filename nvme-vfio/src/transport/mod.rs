@@ -112,6 +112,16 @@ pub trait Transport: Send + Sync {
     ///
     /// `Unsupported` where there is no such reset; or what the other side said.
     fn reset(&self) -> io::Result<()>;
+
+    /// Keeps the function from reading and writing memory, whatever it is doing, by switching its bus mastering off: for
+    /// a controller that does not let itself be disabled, and is not to be used again.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` where that cannot be done; or what the other side said.
+    fn stop_dma(&self) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// Doorbells that can be written without anybody's help.

@@ -46,6 +46,18 @@ pub fn enable(config: &dyn ConfigSpace) -> io::Result<()> {
     config.write_config(COMMAND, &command.to_le_bytes())
 }
 
+/// Keeps the function from doing DMA.
+///
+/// # Errors
+///
+/// Configuration space cannot be reached.
+pub fn stop_bus_mastering(config: &dyn ConfigSpace) -> io::Result<()> {
+    let command = read16(config, COMMAND)? & !COMMAND_BUS_MASTER;
+    config.write_config(COMMAND, &command.to_le_bytes())?;
+    // Read back: when this has been answered, the write has got there, and so has what the function wrote before it.
+    read16(config, COMMAND).map(drop)
+}
+
 /// Enables MSI-X, if the function has it. Where the kernel owns the function it has done that already; an emulated
 /// function may look at the bit.
 ///

@@ -9,7 +9,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use nvme_spec::admin_command::{
-    CreateIoCompletionQueue, CreateIoSubmissionQueue, DeleteIoQueue, DoorbellBufferConfig, Identify,
+    Abort, CreateIoCompletionQueue, CreateIoSubmissionQueue, DeleteIoQueue, DoorbellBufferConfig, Identify,
 };
 use nvme_spec::doorbell::Doorbell;
 use nvme_spec::identify::{EntrySizes, IdentifyController, IdentifyNamespace, LbaFormat, NamespaceList, cns};
@@ -52,6 +52,8 @@ pub struct State {
     /// Queues granted, of either kind.
     pub queues: u32,
     pub answer: Answer,
+    /// Whether Abort ends held commands.
+    pub aborts: bool,
     /// Admin commands with this opcode get no answer.
     pub ignored: Option<AdminOpcode>,
     /// Admin commands with this opcode fail.
@@ -125,6 +127,7 @@ impl Fake {
             namespace,
             queues: 8,
             answer: Answer::Now(Status::SUCCESS),
+            aborts: false,
             ignored: None,
             refused: None,
             gets_ready: true,
@@ -180,6 +183,18 @@ impl Fake {
         let cid = state.event_requests.pop_front().unwrap();
         let head = state.submission[&0].index as u16;
         state.post(CompletionQueueEntry::new(cid, 0, head, Status::SUCCESS, false).with_dw0(dw0));
+    }
+
+    /// Skips an entry of a completion queue, as a controller does that forgets to flip the Phase Tag.
+    pub fn skip(&self, cqid: u16) {
+        let mut state = self.state();
+        let ring = state.completion.get_mut(&cqid).unwrap();
+        ring.index = (ring.index + 1) % ring.size;
+    }
+
+    /// How many admin commands of this kind there were.
+    pub fn admin_commands(&self, opcode: AdminOpcode) -> usize {
+        self.state().steps.iter().filter(|step| **step == Step::Admin(opcode)).count()
     }
 
     /// Copies out of DMA memory, as the controller would.
@@ -378,12 +393,26 @@ impl State {
                 AdminOpcode::DELETE_IO_COMPLETION_QUEUE => {
                     self.completion.remove(&command.dwords::<DeleteIoQueue>().qid());
                 }
+                AdminOpcode::ABORT => dw0 = self.abort(command.dwords()),
                 AdminOpcode::DOORBELL_BUFFER_CONFIG => self.shadow = Some(command.dwords()),
                 _ => {}
             }
         }
         let head = self.submission[&0].index as u16;
         self.post(CompletionQueueEntry::new(command.cid, 0, head, status, false).with_dw0(dw0));
+    }
+
+    fn abort(&mut self, abort: Abort) -> u32 {
+        let named = |(sqid, command): &(u16, SubmissionQueueEntry)| {
+            (*sqid, command.cid) == (abort.sqid(), abort.cid())
+        };
+        let Some(place) = self.held.iter().position(named).filter(|_| self.aborts) else {
+            return Abort::NOT_ABORTED;
+        };
+        let (sqid, command) = self.held.remove(place).unwrap();
+        let head = self.submission[&sqid].index as u16;
+        self.post(CompletionQueueEntry::new(command.cid, sqid, head, Status::ABORTED_BY_REQUEST, false));
+        0
     }
 
     fn identify(&mut self, command: SubmissionQueueEntry) {

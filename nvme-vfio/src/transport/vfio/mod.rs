@@ -210,6 +210,10 @@ impl Transport for Vfio {
         // The kernel restores configuration space after a reset; not every reset is the kernel's.
         pci::enable(&self.device)
     }
+
+    fn stop_dma(&self) -> io::Result<()> {
+        pci::stop_bus_mastering(&self.device)
+    }
 }
 
 impl Drop for Vfio {

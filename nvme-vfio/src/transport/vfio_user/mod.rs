@@ -221,4 +221,8 @@ impl Transport for VfioUser {
         // A reset function neither decodes its BARs nor does DMA.
         pci::enable(self)
     }
+
+    fn stop_dma(&self) -> io::Result<()> {
+        pci::stop_bus_mastering(self)
+    }
 }

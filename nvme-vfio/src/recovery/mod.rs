@@ -1,0 +1,118 @@
+//! What happens when a controller does not do what it should.
+//!
+//! Each controller opened with [`crate::Options::recovery`] has a *caretaker*, a thread that sleeps most of the time.
+//! At every beat (an eighth of the shortest deadline, 2 to 500 ms) it looks at CSTS, takes asynchronous events, and
+//! counts up a number that every queue pair compares at every poll: one load of a word that hardly ever changes is all
+//! that deadlines and recovery cost an I/O. Queue pairs stay with the threads that own them; caretaker and owners talk
+//! through a mailbox each, in which nothing lies as long as all is well.
+//!
+//! # A command
+//!
+//! ```text
+//!  in flight ──io_timeout──▶ Abort sent ──abort_timeout──▶ the controller is reset
+//!      │                         │                              │
+//!      ▼                         ▼                              ▼
+//!  completed       completed, in time after all,      sent once more, or ended with
+//!                  or with Command Abort Requested    Command Aborted By Host (below)
+//! ```
+//!
+//! Admin commands go the same way, with `admin_timeout`; the one that did not end in time is an error
+//! ([`crate::Error::Timeout`]) and is not sent once more.
+//!
+//! # The controller
+//!
+//! ```text
+//!            a fault                        CC.EN = 0, or a function reset; then up again,
+//!  Running ────────────▶ Recovering ◀──┐    the same controller as before (serial number)
+//!     ▲                      │  │      │
+//!     └──────── it is up ────┘  ├──────┘ it is not, and there are resets left in the window
+//!                               ▼
+//!                             Failed       DMA ended; every command ends with Host Pathing Error
+//! ```
+//!
+//! Faults are: CSTS.CFS; registers of all ones, or none at all (removal); CSTS.RDY gone; a command that an Abort did not
+//! end; a completion with an identifier that is not in flight or has ended already, for another queue, or with a head
+//! outside the queue; a completion queue entry passed over (wrong Phase Tag); a doorbell that cannot be written; an admin
+//! command that does not end.
+//!
+//! # A queue pair
+//!
+//! ```text
+//!             a fault of its own, or the controller is in another generation
+//!  Running ───────────────────────────────────────▶ Parked ── controller failed ──▶ Broken
+//!     ▲                                              │   ▲
+//!     │ new queues in new memory, fetched by the     │   │ asks the caretaker for new queues,
+//!     └──────────── owner's next poll ───────────────┘   └ once in each generation
+//! ```
+//!
+//! A parked queue pair rings no doorbell and trusts no completion. It still takes commands, which go out later. When
+//! its queues exist again, and so after the controller was disabled, commands that had been in flight are looked at:
+//! those that had completed, by what the old completion queue says, have; of the others,
+//!
+//! | command | what becomes of it |
+//! |---|---|
+//! | Read, Verify | sent once more: nothing changes by it |
+//! | Write, Write Zeroes, Write Uncorrectable, Dataset Management | sent once more: the same data at the same place, as if the first had taken longer |
+//! | Flush | sent once more: it covers at least what the first would have |
+//! | Compare, Copy, reservations, zone commands, vendor specific | ended: a second run may answer something else than the first |
+//! | a command whose own deadline led to a reset | sent once more, and ended if that leads to the next one |
+//!
+//! What a controller had completed and not flushed survives a reset of the controller; if its power failed as well,
+//! what its volatile cache held is lost, and nothing in the protocol says so. The driver cannot know either.
+//!
+//! # Memory
+//!
+//! A command's memory is the controller's until the command has ended, and no command is ended by this driver before
+//! the controller has been disabled ([`crate::QueuePair::poll`] says so by calling back). A controller that cannot be
+//! disabled has its bus mastering and all its mappings taken away first. Queues are made anew in other memory, so a late
+//! completion of a former life hits nothing.
+
+pub(crate) mod caretaker;
+pub(crate) mod inbox;
+pub(crate) mod link;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// How a controller is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// As it should.
+    Running,
+    /// It is being reset; commands wait.
+    Recovering,
+    /// It was given up, for good. [`crate::Controller::failure`] says why.
+    Failed,
+}
+
+/// What recovery has had to do since the controller was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RecoveryCounters {
+    /// I/O commands whose deadline passed.
+    pub expired: u64,
+    /// Resets tried.
+    pub resets: u64,
+    /// Commands sent once more after a reset.
+    pub replayed: u64,
+    /// Commands ended without an answer of the controller's.
+    pub failed: u64,
+}
+
+/// [`RecoveryCounters`] while they count.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) expired: AtomicU64,
+    pub(crate) resets: AtomicU64,
+    pub(crate) replayed: AtomicU64,
+    pub(crate) failed: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn get(&self) -> RecoveryCounters {
+        RecoveryCounters {
+            expired: self.expired.load(Ordering::Relaxed),
+            resets: self.resets.load(Ordering::Relaxed),
+            replayed: self.replayed.load(Ordering::Relaxed),
+            failed: self.failed.load(Ordering::Relaxed),
+        }
+    }
+}
