@@ -99,6 +99,11 @@ pub trait Disk: Send + Sync {
         let _ = (base, len);
     }
 
+    /// What it has counted, for a person who looks at how it is doing: names and values of its own choice.
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+
     /// Makes every completed write durable, blocking: for shutdown, not for the data path.
     ///
     /// # Errors

@@ -6,7 +6,8 @@
 use crate::request::Segment;
 
 /// Calls `each` for the pieces of `segments` that lie in their bytes `skip..skip + len`.
-fn pieces(segments: &[Segment], mut skip: usize, mut len: usize, mut each: impl FnMut(*mut u8, usize)) {
+#[inline]
+pub fn pieces(segments: &[Segment], mut skip: usize, mut len: usize, mut each: impl FnMut(*mut u8, usize)) {
     for segment in segments {
         if len == 0 {
             return;

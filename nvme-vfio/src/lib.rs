@@ -14,6 +14,7 @@
 //! * [`admin`]: the admin queue: a command at a time, with a deadline; asynchronous events beside it.
 //! * [`recovery`]: deadlines, resets, what becomes of commands in flight; [`events`]: what the controller reports.
 //! * [`dma`]: memory that the controller reaches.
+//! * [`mod@disk`]: a namespace as a [`block_core::Disk`], the protocol of `nvme://`.
 //! * [`transport`]: how the controller is reached: registers, DMA, interrupts.
 //!
 //! A controller is not trusted to follow the rules: completions of commands that are not in flight, fatal errors,
@@ -44,6 +45,7 @@ pub mod admin;
 mod command_identifier;
 pub mod controller;
 mod deadline;
+pub mod disk;
 pub mod dma;
 mod doorbell;
 pub mod error;

@@ -75,6 +75,11 @@ impl Controller {
         self.shared.max_transfer()
     }
 
+    /// The memory page size that the controller was enabled with (CC.MPS), in bytes.
+    pub fn memory_page_size(&self) -> u64 {
+        self.shared.memory_page_size()
+    }
+
     /// How many queue pairs the controller has granted.
     pub fn max_queues(&self) -> u16 {
         self.shared.queue_ids().granted

@@ -1,0 +1,268 @@
+//! Disks by name: `nvme://DDDD:BB:DD.F/NSID` and `vfio-user:SOCKET/NSID`.
+//!
+//! Options: `queues=` queue pairs to ask the controller for (64), `depth=` commands in flight in each (128), `timeout=`
+//! seconds that a command may take (30), `poll=adaptive|always` (with `always`, controllers are not asked for interrupts,
+//! and threads never sleep while requests are pending), `readonly=on|off`; for `nvme://`, `vfio=auto|group|cdev`.
+//!
+//! A controller is opened with its first disk and closed with its last. Disks that name one that is open share it;
+//! options that say something else about it than the first disk's did are an error.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use block_core::{DiskSpec, OpenError, Registry};
+
+use super::drive::Drive;
+use super::namespace::NvmeDisk;
+use crate::controller::Controller;
+use crate::options::Options;
+use crate::transport::vfio::{Interface, PciAddress, Vfio};
+use crate::transport::{Transport, VfioUser};
+
+/// Queue pairs to ask for. Each reactor and disk takes one; a controller grants what it has, and they cost memory only
+/// once they are used.
+const QUEUES: u16 = 64;
+
+/// Adds `nvme://` and `vfio-user:` to the table of schemes.
+pub fn register(registry: &mut Registry) {
+    registry.register("nvme", Box::new(|spec| Ok(Arc::new(open_nvme(spec)?))));
+    registry.register("vfio-user", Box::new(|spec| Ok(Arc::new(open_vfio_user(spec)?))));
+}
+
+/// Opens the disk that `nvme://DDDD:BB:DD.F/NSID[,option=value…]` names: a controller of this machine, through the
+/// kernel's VFIO.
+///
+/// # Errors
+///
+/// The name or an option is wrong, the controller cannot be had, or it has no such namespace.
+pub fn open_nvme(mut spec: DiskSpec) -> Result<NvmeDisk, OpenError> {
+    let parsed = spec.location().strip_prefix("//").and_then(|location| location.split_once('/'));
+    let parsed =
+        parsed.and_then(|(address, nsid)| Some((address.parse::<PciAddress>().ok()?, nsid_of(nsid)?)));
+    let Some((address, nsid)) = parsed else {
+        return Err(unusable(&spec, "expected nvme://DDDD:BB:DD.F/NSID, such as nvme://0000:01:00.0/1"));
+    };
+    let words = [("auto", Interface::Auto), ("group", Interface::Group), ("cdev", Interface::Cdev)];
+    let interface = spec.take_word("vfio", &words)?.unwrap_or_default();
+    let key = Key::Nvme(address);
+    open(spec, key, nsid, |_| {
+        Ok(Box::new(Vfio::open(address, interface).map_err(|error| error.to_string())?))
+    })
+}
+
+/// Opens the disk that `vfio-user:SOCKET/NSID[,option=value…]` names: a namespace of the controller that a server has
+/// behind a socket.
+///
+/// # Errors
+///
+/// As [`open_nvme`].
+pub fn open_vfio_user(spec: DiskSpec) -> Result<NvmeDisk, OpenError> {
+    let parsed = spec.location().rsplit_once('/').filter(|(socket, _)| !socket.is_empty());
+    let Some((socket, nsid)) =
+        parsed.and_then(|(socket, nsid)| Some((PathBuf::from(socket), nsid_of(nsid)?)))
+    else {
+        return Err(unusable(&spec, "expected vfio-user:SOCKET/NSID, such as vfio-user:/run/disk.sock/1"));
+    };
+    // The same socket by another path is the same controller, which has one client.
+    let socket = socket.canonicalize().unwrap_or(socket);
+    let connect = |socket: &Path| -> Result<Box<dyn Transport>, String> {
+        Ok(Box::new(VfioUser::connect(socket).map_err(|error| format!("no vfio-user server: {error}"))?))
+    };
+    open(spec, Key::VfioUser(socket), nsid, |key| match key {
+        Key::VfioUser(socket) => connect(socket),
+        Key::Nvme(_) => Err("not a socket".into()),
+    })
+}
+
+fn nsid_of(text: &str) -> Option<u32> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|nsid| digits && (1..u32::MAX).contains(nsid))
+}
+
+fn unusable(spec: &DiskSpec, reason: impl Into<String>) -> OpenError {
+    OpenError::Unusable { location: spec.to_string(), reason: reason.into() }
+}
+
+/// What a person may choose about a controller; `None`: they did not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Choices {
+    queues: Option<u16>,
+    depth: Option<u16>,
+    timeout_seconds: Option<u16>,
+    poll_always: Option<bool>,
+}
+
+impl Choices {
+    fn take(spec: &mut DiskSpec) -> Result<Self, OpenError> {
+        let number = |text: &str| text.parse().ok().filter(|number| *number > 0);
+        let queues = spec.take_parsed("queues", "a number of queue pairs from 1 to 65534", |text| {
+            number(text).filter(|queues| *queues < u16::MAX)
+        })?;
+        let depth = spec.take_parsed("depth", "a number of commands from 1 to 65534", |text| {
+            number(text).filter(|depth| *depth < u16::MAX)
+        })?;
+        let timeout_seconds = spec.take_parsed("timeout", "a number of seconds from 1 to 65535", number)?;
+        let poll_always = spec.take_word("poll", &[("adaptive", false), ("always", true)])?;
+        Ok(Self { queues, depth, timeout_seconds, poll_always })
+    }
+
+    fn options(&self) -> Options {
+        let default = Options::default();
+        Options {
+            queues: self.queues.unwrap_or(QUEUES),
+            depth: self.depth.unwrap_or(default.depth),
+            interrupts: !self.poll_always.unwrap_or(false),
+            io_timeout: self
+                .timeout_seconds
+                .map_or(default.io_timeout, |seconds| Duration::from_secs(seconds.into())),
+            ..default
+        }
+    }
+
+    /// The option of these that is not as it was chosen when the controller was opened.
+    fn conflict(&self, opened: &Self) -> Option<&'static str> {
+        fn differs<T: PartialEq>(wanted: Option<T>, opened: Option<T>) -> bool {
+            wanted.is_some() && wanted != opened
+        }
+        [
+            ("queues", differs(self.queues, opened.queues)),
+            ("depth", differs(self.depth, opened.depth)),
+            ("timeout", differs(self.timeout_seconds, opened.timeout_seconds)),
+            ("poll", differs(self.poll_always, opened.poll_always)),
+        ]
+        .into_iter()
+        .find_map(|(name, differs)| differs.then_some(name))
+    }
+}
+
+/// Which controller.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Key {
+    Nvme(PciAddress),
+    VfioUser(PathBuf),
+}
+
+/// The controllers that are open.
+struct Table {
+    drives: Mutex<BTreeMap<Key, (Choices, Weak<Drive>)>>,
+    closed: Condvar,
+}
+
+static TABLE: Table = Table { drives: Mutex::new(BTreeMap::new()), closed: Condvar::new() };
+
+/// Takes a drive out of the table when it has been closed.
+pub(super) struct Entry(Key);
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        TABLE.drives.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+        TABLE.closed.notify_all();
+    }
+}
+
+/// Opens a disk on the controller of that key, which is opened if it is not.
+fn open(
+    mut spec: DiskSpec,
+    key: Key,
+    nsid: u32,
+    transport: impl FnOnce(&Key) -> Result<Box<dyn Transport>, String>,
+) -> Result<NvmeDisk, OpenError> {
+    let choices = Choices::take(&mut spec)?;
+    let read_only = spec.take_switch("readonly")?.unwrap_or(false);
+    spec.finish()?;
+    let mut drives = TABLE.drives.lock().unwrap_or_else(PoisonError::into_inner);
+    // One that is being closed still has the controller.
+    while drives.get(&key).is_some_and(|(_, drive)| drive.strong_count() == 0) {
+        drives = TABLE.closed.wait(drives).unwrap_or_else(PoisonError::into_inner);
+    }
+    let drive = match drives.get(&key).and_then(|(opened, drive)| Some((*opened, drive.upgrade()?))) {
+        Some((opened, drive)) => {
+            if let Some(option) = choices.conflict(&opened) {
+                let reason = format!(
+                    "this drive is open already, with another {option}=: disks on one drive share it"
+                );
+                return Err(unusable(&spec, reason));
+            }
+            drive
+        }
+        None => {
+            let transport = transport(&key).map_err(|reason| unusable(&spec, reason))?;
+            let controller = Controller::open(transport, choices.options());
+            let drive =
+                controller.and_then(|controller| Drive::with_entry(controller, Some(Entry(key.clone()))));
+            let drive = drive.map_err(|error| unusable(&spec, error.to_string()))?;
+            drives.insert(key, (choices, Arc::downgrade(&drive)));
+            drive
+        }
+    };
+    drop(drives);
+    drive.disk(nsid, read_only).map_err(|error| unusable(&spec, error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str) -> String {
+        let mut registry = Registry::default();
+        register(&mut registry);
+        match text.parse().map_err(OpenError::from).and_then(|spec| registry.open(spec)) {
+            Ok(_) => panic!("{text} opened"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn names_that_are_none_say_what_is_expected() {
+        for text in [
+            "nvme:0000:01:00.0/1",
+            "nvme://0000:01:00.0",
+            "nvme://0000:01:00.0/",
+            "nvme://0000:01:00.0/0",
+            "nvme://0000:01:00.0/+1",
+            "nvme://0000:01:00.0/4294967295",
+            "nvme://01.0/1",
+        ] {
+            let error = refused(text);
+            assert!(error.starts_with(text) && error.contains("nvme://DDDD:BB:DD.F/NSID"), "{error}");
+        }
+        for text in ["vfio-user:/run/a.sock", "vfio-user:a.sock", "vfio-user:/1", "vfio-user:/run/a.sock/x"] {
+            let error = refused(text);
+            assert!(error.starts_with(text) && error.contains("vfio-user:SOCKET/NSID"), "{error}");
+        }
+    }
+
+    #[test]
+    fn wrong_options_name_what_they_take() {
+        for (option, takes) in [
+            ("queues=0", "queue pairs from 1"),
+            ("queues=65535", "queue pairs from 1"),
+            ("depth=x", "commands from 1"),
+            ("timeout=0", "seconds"),
+            ("poll=never", "adaptive|always"),
+            ("vfio=usb", "auto|group|cdev"),
+            ("readonly=yes", "on|off"),
+            ("cache=none", "takes vfio, queues, depth, timeout, poll, readonly"),
+        ] {
+            let error = refused(&format!("nvme://0000:01:00.0/1,{option}"));
+            assert!(error.contains(option) && error.contains(takes), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_is_not_there_is_named() {
+        let error = refused("vfio-user:/nowhere/a.sock/1");
+        assert!(error.contains("/nowhere/a.sock/1") && error.contains("No such file"), "{error}");
+    }
+
+    #[test]
+    fn disks_on_one_drive_may_repeat_its_options_and_not_change_them() {
+        let opened = Choices { depth: Some(64), ..Choices::default() };
+        assert_eq!(Choices::default().conflict(&opened), None);
+        assert_eq!(opened.conflict(&opened), None);
+        assert_eq!(Choices { depth: Some(65), ..opened }.conflict(&opened), Some("depth"));
+        assert_eq!(Choices { poll_always: Some(true), ..opened }.conflict(&opened), Some("poll"));
+    }
+}
