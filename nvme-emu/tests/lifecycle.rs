@@ -409,3 +409,55 @@ fn queues_spread_over_reactors_and_all_of_them_work() {
     host.disable();
     host.wait("CSTS.RDY = 0", |host| !host.csts().rdy());
 }
+
+#[test]
+fn commands_that_need_buffers_wait_for_each_other_and_all_complete() {
+    let (mut host, gate, page) = gated();
+    let dwords = ReadWrite::new().with_number_of_logical_blocks(1);
+    let compare = SubmissionQueueEntry::new(NvmOpcode::COMPARE, 0).with_nsid(1).with_dwords(dwords);
+    for _ in 0..60 {
+        host.put(1, compare.with_prp(page, 0));
+    }
+    host.ring(1);
+    host.wait("as many as there may be", |_| gate.waiting().len() == 32);
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(gate.waiting().len(), 32);
+    let mut completed = 0;
+    while completed < 60 {
+        gate.release(Ok(()));
+        while let Some(cqe) = host.poll(1) {
+            assert_eq!(cqe.status(), Status::SUCCESS);
+            completed += 1;
+        }
+    }
+}
+
+#[test]
+fn a_client_has_only_so_many_regions() {
+    let host = Host::new(vec![disk("null:1M")]);
+    let map = |at: u64| {
+        let mapping =
+            nvme_emu::pci::DmaMapping { iova: at * 8192, len: 4096, read: true, write: true, backing: None };
+        host.call(Call::MapDma(mapping))
+    };
+    for at in 0..2047 {
+        map(at).unwrap();
+    }
+    assert_eq!(map(2047), Err(libc::ENOSPC));
+    host.call(Call::UnmapDma { iova: 0, len: 4096 }).unwrap();
+    map(2047).unwrap();
+}
+
+#[test]
+fn a_guest_that_resets_over_and_over_is_served_when_it_stops() {
+    let mut host = Host::new(vec![disk("null:1M")]);
+    for _ in 0..20_000 {
+        host.write32(registers::CC, 1);
+        host.write32(registers::CC, 0);
+        host.write32(registers::NSSR, registers::NSSR_RESET);
+    }
+    host.wait("CSTS.RDY = 0", |host| !host.csts().rdy() && !host.csts().cfs());
+    std::thread::sleep(Duration::from_millis(50));
+    host.enable();
+    host.create_queue(1);
+}

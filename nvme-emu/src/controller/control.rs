@@ -27,20 +27,12 @@ pub(crate) enum Event {
     Add(Box<Controller>),
     /// A front door's call.
     Call(ControllerIndex, Call, Answer),
-    /// CC was written.
-    Configured(ControllerIndex),
-    /// A function level reset.
-    FunctionReset(ControllerIndex),
-    /// An NVM subsystem reset.
-    SubsystemReset(ControllerIndex),
     /// A command of the admin queue.
     Admin(ControllerIndex, Box<SubmissionQueueEntry>),
     /// A reactor has done what a ticket names.
     Done(Ticket, Result<(), i32>),
     /// [`Shared::take_findings`] has some.
     Found(ControllerIndex),
-    /// Guest memory turned out to have nothing behind it.
-    Fault(ControllerIndex),
     /// Resets all controllers, flushes all disks, and answers.
     Stop(Sender<()>),
     /// The end of the thread.
@@ -122,7 +114,7 @@ impl Controller {
         }
     }
 
-    /// Failures and findings of the data path go into the error log and to whoever asked for events.
+    /// Failures of the data path go into the error log.
     pub(super) fn take_reports(&mut self) {
         for failure in self.shared.take_failures() {
             self.admin.record_error(CommandError {
@@ -134,13 +126,11 @@ impl Controller {
                 nsid: failure.nsid,
             });
         }
-        for finding in self.shared.take_findings() {
-            let event = match finding {
-                Finding::InvalidDoorbellRegister => AsyncEvent::InvalidDoorbellRegister,
-                Finding::InvalidDoorbellValue => AsyncEvent::InvalidDoorbellValue,
-            };
-            self.admin.bad_doorbell(event, None);
-        }
+    }
+
+    fn bad_doorbell(&mut self, event: AsyncEvent) {
+        self.admin.bad_doorbell(event, None);
+        self.post_events();
     }
 
     /// Posts a completion to the admin queue.
@@ -184,20 +174,29 @@ impl Control {
             match event {
                 Event::Add(controller) => self.controllers.push(*controller),
                 Event::Call(index, call, answer) => self.call(index, call, answer),
-                Event::Configured(index) => self.reconcile(index),
-                Event::FunctionReset(index) => self.function_reset(index),
-                Event::SubsystemReset(index) => self.subsystem_reset(index),
                 Event::Admin(index, sqe) => self.admin(index, &sqe),
                 Event::Done(ticket, result) => self.done(ticket, result),
-                Event::Found(index) => {
-                    self.controllers[index].take_reports();
-                    self.controllers[index].post_events();
-                }
-                Event::Fault(index) => self.fault(index),
+                Event::Found(index) => self.found(index),
                 Event::Stop(answer) => self.stop(answer),
                 Event::Exit => return,
             }
             self.finish_stop();
+        }
+    }
+
+    fn found(&mut self, index: ControllerIndex) {
+        for finding in self.controllers[index].shared.take_findings() {
+            let controller = &mut self.controllers[index];
+            match finding {
+                Finding::InvalidDoorbellRegister => {
+                    controller.bad_doorbell(AsyncEvent::InvalidDoorbellRegister)
+                }
+                Finding::InvalidDoorbellValue => controller.bad_doorbell(AsyncEvent::InvalidDoorbellValue),
+                Finding::MissingMemory => self.fault(index),
+                Finding::SubsystemReset => self.subsystem_reset(index),
+                Finding::FunctionReset => self.function_reset(index),
+                Finding::Configured => self.reconcile(index),
+            }
         }
     }
 

@@ -29,12 +29,33 @@ pub(crate) struct FailedCommand {
 /// Failures that wait for the control thread to log them; older ones give way.
 const MAX_FAILURES: usize = 64;
 
-/// Something that the data path found, and that the host may have asked to be told of.
+/// Something that the guest did. However often it does it, the control thread hears of it once until it has taken
+/// note, so a guest cannot fill its inbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum Finding {
-    InvalidDoorbellRegister = 1,
-    InvalidDoorbellValue = 2,
+    InvalidDoorbellRegister = 1 << 0,
+    InvalidDoorbellValue = 1 << 1,
+    /// Guest memory turned out to have nothing behind it.
+    MissingMemory = 1 << 5,
+    /// NSSR was written with its signature.
+    SubsystemReset = 1 << 2,
+    /// A function level reset was asked for.
+    FunctionReset = 1 << 3,
+    /// CC was written.
+    Configured = 1 << 4,
+}
+
+impl Finding {
+    /// In the order in which they are to be acted on.
+    const ALL: [Self; 6] = [
+        Self::InvalidDoorbellRegister,
+        Self::InvalidDoorbellValue,
+        Self::MissingMemory,
+        Self::SubsystemReset,
+        Self::FunctionReset,
+        Self::Configured,
+    ];
 }
 
 pub(crate) struct Shared {
@@ -98,10 +119,7 @@ impl Shared {
     /// Takes the findings so far.
     pub(crate) fn take_findings(&self) -> Vec<Finding> {
         let bits = self.findings.swap(0, Ordering::AcqRel);
-        [Finding::InvalidDoorbellRegister, Finding::InvalidDoorbellValue]
-            .into_iter()
-            .filter(|finding| bits & *finding as u32 != 0)
-            .collect()
+        Finding::ALL.into_iter().filter(|finding| bits & *finding as u32 != 0).collect()
     }
 
     /// Keeps a failure for the error log.

@@ -5,6 +5,10 @@ use block_core::Segment;
 use std::ptr;
 use std::sync::Arc;
 
+/// Regions that one client may have: so many that a guest with an IOMMU of its own is unlikely to meet the limit, so
+/// few that one client cannot take what others need.
+pub const MAX_REGIONS: usize = 2048;
+
 /// A set of regions, by their slots; slots are reused modulo 64, so a set may name more regions than were put in,
 /// never fewer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -104,11 +108,15 @@ impl MemoryMap {
     ///
     /// # Errors
     ///
-    /// `EINVAL` if the range is empty or overflows, `EEXIST` if it overlaps a region.
+    /// `EINVAL` if the range is empty or overflows, `EEXIST` if it overlaps a region, `ENOSPC` if there are
+    /// [`MAX_REGIONS`].
     pub fn check_free(&self, iova: u64, len: u64) -> Result<(), i32> {
         let end = iova.checked_add(len).filter(|_| len > 0).ok_or(libc::EINVAL)?;
         if self.regions.iter().any(|r| iova < r.iova + r.len && r.iova < end) {
             return Err(libc::EEXIST);
+        }
+        if self.regions.len() == MAX_REGIONS {
+            return Err(libc::ENOSPC);
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! the mapping, puts zero pages over it and marks its controller failed; the interrupted copy then goes on as if the
 //! guest had written zeroes. A SIGBUS anywhere else takes the way that it took before.
 
+use super::map::MAX_REGIONS;
 use std::cell::UnsafeCell;
 use std::io;
 use std::mem::MaybeUninit;
@@ -28,8 +29,9 @@ impl Fault {
     }
 }
 
-/// Mappings that can be guarded at a time: 128 controllers with 128 regions each.
-const ENTRIES: usize = 16384;
+/// Mappings that can be guarded at a time: 32 controllers with as many regions as one may have, or many more with the
+/// usual twenty.
+const ENTRIES: usize = 32 * MAX_REGIONS;
 
 /// An entry is taken by setting `len` from 0 to `CLAIMED`, and read by the handler only while `len` is a length.
 struct Entry {
@@ -45,6 +47,8 @@ static TABLE: [Entry; ENTRIES] = [const {
 }; ENTRIES];
 /// Entries from here on were never used: where the handler's search ends.
 static USED: AtomicUsize = AtomicUsize::new(0);
+/// Where the next free entry is likely to be.
+static NEXT: AtomicUsize = AtomicUsize::new(0);
 
 /// Guards an address range for as long as it lives.
 #[derive(Debug)]
@@ -62,12 +66,15 @@ impl Guard {
     /// `ENOSPC` when more mappings are guarded than the table holds.
     pub fn new(base: usize, len: usize, fault: Arc<Fault>) -> io::Result<Self> {
         install();
-        for (index, entry) in TABLE.iter().enumerate() {
+        let start = NEXT.load(Ordering::Relaxed);
+        for index in (start..ENTRIES).chain(0..start) {
+            let entry = &TABLE[index];
             if entry.len.compare_exchange(0, CLAIMED, Ordering::Acquire, Ordering::Relaxed).is_ok() {
                 entry.base.store(base, Ordering::Relaxed);
                 entry.fault.store(Arc::as_ptr(&fault).cast_mut(), Ordering::Relaxed);
                 entry.len.store(len, Ordering::Release);
                 USED.fetch_max(index + 1, Ordering::Release);
+                NEXT.store((index + 1) % ENTRIES, Ordering::Relaxed);
                 return Ok(Self { index, _fault: fault });
             }
         }

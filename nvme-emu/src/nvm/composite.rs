@@ -12,6 +12,9 @@ use zerocopy::IntoBytes;
 /// Ranges of a Dataset Management command (NR is 8 bits, 0's based).
 const MAX_RANGES: usize = 256;
 
+/// A buffer up to this size is kept for the next command.
+const KEPT_BUFFER: usize = 64 << 10;
+
 /// What to do when all requests have succeeded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Finish {
@@ -73,6 +76,9 @@ impl Composite {
     /// It has been completed: it touches nothing, and waits for the next command.
     pub(crate) fn rest(&mut self) {
         self.guest.clear();
+        if self.buffer.capacity() > KEPT_BUFFER {
+            self.buffer = Vec::new();
+        }
     }
 
     /// The next request to submit and the memory that it reads into.

@@ -3,7 +3,7 @@
 use super::config_space::{ConfigSpace, Effects};
 use crate::controller::control::Event;
 use crate::controller::registers::Effect;
-use crate::controller::shared::Shared;
+use crate::controller::shared::{Finding, Shared};
 use crate::reactor::{self, handle::ReactorHandle};
 use crossbeam::channel::SendError;
 use nvme_spec::registers::DOORBELL_BASE;
@@ -140,7 +140,7 @@ impl PciFunction {
         self.shared.pin.disabled.store(config.intx_disabled(), Ordering::Release);
         drop(config);
         if effects.contains(Effects::FUNCTION_LEVEL_RESET) {
-            self.shared.tell(Event::FunctionReset(self.shared.index));
+            self.shared.found(Finding::FunctionReset);
         }
         if effects.contains(Effects::INTX) {
             self.recheck_pin();
@@ -192,8 +192,8 @@ impl PciFunction {
             }
             0..DOORBELLS => match self.shared.registers.write(at, value, &self.shared.pin) {
                 Effect::Nothing => {}
-                Effect::Configured => self.shared.tell(Event::Configured(self.shared.index)),
-                Effect::SubsystemReset => self.shared.tell(Event::SubsystemReset(self.shared.index)),
+                Effect::Configured => self.shared.found(Finding::Configured),
+                Effect::SubsystemReset => self.shared.found(Finding::SubsystemReset),
                 Effect::InterruptMask => self.recheck_pin(),
             },
             MSIX_TABLE..MSIX_PBA => {

@@ -55,6 +55,9 @@ pub(super) enum Until {
     Flushed,
 }
 
+/// Composites at a time: each may have a buffer as large as a transfer, and a guest could ask for thousands.
+const MAX_COMPOSITES: usize = 32;
+
 /// Marks the tokens of requests that belong to a [`Composite`].
 const COMPOSITE: u32 = 1 << 31;
 /// The token of a flush that no command asked for.
@@ -150,7 +153,7 @@ impl Shard {
         if fetched > 0 {
             self.worked = true;
             if self.shared.fault.is_set() {
-                self.shared.tell(Event::Fault(self.shared.index));
+                self.shared.found(Finding::MissingMemory);
             }
         }
         fetched
@@ -208,6 +211,10 @@ impl Shard {
         let planned = nvm::plan(&mut context, &sqe);
         match planned {
             Ok(Plan::One(prepared)) => self.start_one(index, &sqe, prepared, token, disks),
+            Ok(Plan::Several(_)) if self.composites.len() - self.free_composites.len() == MAX_COMPOSITES => {
+                cq.release();
+                false
+            }
             Ok(Plan::Several(prepare)) => {
                 self.advance(index);
                 self.start_composite(index, &sqe, prepare, token, disks);
