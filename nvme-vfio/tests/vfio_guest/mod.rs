@@ -1,0 +1,190 @@
+//! A guest with an emulated IOMMU and two of QEMU's NVMe controllers, in which `vfio_exercise` of this package runs on the
+//! kernel's VFIO. What it is to do is the same for each of the kernel's interfaces, and so are the tests.
+
+use fixtures::{Guest, Kernel, guest_with_or_skip};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+/// For what writes a lot, in a guest without KVM on a busy machine.
+const LONG: Duration = Duration::from_secs(300);
+
+/// The program, in the guest's PATH.
+const PROGRAM: &str = "vfio_exercise";
+
+/// A booted guest, used by one test at a time.
+pub struct VfioGuest {
+    guest: Mutex<Guest>,
+    /// The controllers' addresses: the first is given to programs, the second stays with the kernel.
+    addresses: [String; 2],
+    interface: &'static str,
+}
+
+/// The guest of this test program, booted when the first test asks for it.
+pub fn get(
+    slot: &'static OnceLock<Option<VfioGuest>>,
+    kernel: Kernel,
+    bits: u8,
+    interface: &'static str,
+) -> Option<&'static VfioGuest> {
+    slot.get_or_init(|| boot(kernel, bits, interface)).as_ref()
+}
+
+fn boot(kernel: Kernel, bits: u8, interface: &'static str) -> Option<VfioGuest> {
+    let builder = guest_with_or_skip(kernel)?;
+    let disks = [disk(), disk()];
+    let [first, second] = disks.each_ref().map(tempfile::NamedTempFile::path);
+    let guest = builder
+        .iommu(bits)
+        .memory_mib(768)
+        .program(&program())
+        .qemu_nvme(first)
+        .qemu_nvme(second)
+        .boot()
+        .expect("the guest boots");
+    // QEMU has them open; nothing is left when it ends.
+    drop(disks);
+    let addresses = guest.nvme_addresses().expect("the controllers' addresses");
+    let addresses = addresses.try_into().expect("two controllers");
+    Some(VfioGuest { guest: Mutex::new(guest), addresses, interface })
+}
+
+fn disk() -> tempfile::NamedTempFile {
+    let disk = tempfile::NamedTempFile::new().expect("a temporary file");
+    disk.as_file().set_len(256 << 20).expect("a size");
+    disk
+}
+
+/// Where cargo has put the example: beside the tests' folder.
+fn program() -> PathBuf {
+    let test = std::env::current_exe().expect("this program");
+    test.ancestors().nth(2).expect("a target directory").join("examples").join(PROGRAM)
+}
+
+/// The guest, while one test uses it: the first controller is bound to vfio-pci.
+pub struct Turn<'a> {
+    pub guest: MutexGuard<'a, Guest>,
+    /// The controller to use.
+    pub address: &'a str,
+    /// The one that the kernel has.
+    other: &'a str,
+    interface: &'static str,
+}
+
+impl VfioGuest {
+    pub fn turn(&self) -> Turn<'_> {
+        let guest = self.guest.lock().unwrap_or_else(PoisonError::into_inner);
+        let [address, other] = &self.addresses;
+        // A test that failed may have left its programs.
+        let leftovers = "for p in /proc/[0-9]*; do
+            case $(readlink $p/exe) in /host/*) kill -9 ${p#/proc/};; esac
+        done";
+        guest.check(leftovers).expect("nothing is left");
+        guest.bind_vfio(address).expect("bound to vfio-pci");
+        Turn { guest, address, other, interface: self.interface }
+    }
+}
+
+impl Turn<'_> {
+    /// A command line that runs the program on the controller.
+    fn line(&self, rest: &str) -> String {
+        self.line_for(self.address, rest)
+    }
+
+    pub fn line_for(&self, address: &str, rest: &str) -> String {
+        let (options, command) = match rest.rsplit_once(" -- ") {
+            Some((options, command)) => (options, command),
+            None => ("", rest),
+        };
+        format!("{PROGRAM} --vfio {} {options} {address} {command}", self.interface)
+    }
+
+    fn succeed(&self, rest: &str) -> String {
+        self.guest.check_within(&self.line(rest), LONG).expect("it succeeds")
+    }
+
+    /// Runs a line that has to fail, and returns what it complained of.
+    pub fn complaint(&self, line: &str) -> String {
+        let output = self.guest.run(line).expect("it ends");
+        assert!(!output.success(), "{line}: {}", output.stdout);
+        output.stderr
+    }
+
+    /// Starts the program in the background and waits until it says `word`; the number of its process.
+    fn start(&self, rest: &str, word: &str) -> String {
+        let line = self.line(rest);
+        let script = format!(
+            "{line} >/tmp/started 2>&1 & pid=$!
+            for i in $(seq 600); do grep -q '{word}' /tmp/started && break; sleep 0.1; done
+            grep -q '{word}' /tmp/started || {{ cat /tmp/started >&2; exit 1; }}
+            echo $pid"
+        );
+        // Every test has the guest for itself: one file is enough.
+        self.guest.check_within(&script, LONG).expect("it says the word").trim().to_owned()
+    }
+
+    fn kill(&self, pid: &str) {
+        // Nobody may wait for it, so that it stays as a zombie.
+        let alive = format!("grep -qs '^State:.[^ZX]' /proc/{pid}/status");
+        let script = format!("kill -9 {pid}; while {alive}; do sleep 0.05; done");
+        self.guest.check(&script).expect("it is gone");
+    }
+
+    pub fn identifies_the_controller(&self) {
+        let said = self.succeed("identify");
+        assert!(said.contains(&format!("{}: taken by {}", self.address, self.interface)), "{said}");
+        assert!(said.contains("serial disk0, model QEMU NVMe Ctrl"), "{said}");
+        assert!(said.contains(&format!("namespace 1: {} bytes", 256 << 20)), "{said}");
+    }
+
+    pub fn verifies_all_sizes_through_all_queues(&self) {
+        let said = self.succeed("--queues 4 -- exercise");
+        assert!(said.contains("through 4 queues"), "{said}");
+        assert!(said.contains("out of reach when taken back"), "{said}");
+        let complaints = self.guest.check("dmesg | grep -i 'DMAR.*fault' | wc -l").expect("dmesg");
+        // The one on purpose, in which the controller is kept from memory that was taken back.
+        assert_ne!(complaints.trim(), "0", "the IOMMU has stopped nothing");
+    }
+
+    pub fn sleeps_until_interrupts(&self) {
+        let said = self.succeed("--interrupts --queues 3 -- exercise");
+        assert!(said.contains("through 3 queues"), "{said}");
+    }
+
+    pub fn refuses_a_second_process(&self) {
+        let holder = self.start("hold", "taken by");
+        let complaint = self.complaint(&self.line("identify"));
+        assert!(complaint.contains(&format!("{} is in use by another process", self.address)), "{complaint}");
+        self.kill(&holder);
+        self.succeed("identify");
+    }
+
+    pub fn starts_afresh_after_a_kill_in_the_middle_of_writes(&self) {
+        for _ in 0..3 {
+            let hammer = self.start("hammer", "hammering");
+            self.kill(&hammer);
+            self.succeed("identify");
+        }
+        self.succeed("exercise");
+    }
+
+    pub fn gives_the_controller_back_to_the_kernel_with_its_data(&self) {
+        self.guest.check("head -c 3000000 /dev/urandom >/tmp/data").expect("data");
+        self.succeed("write /tmp/data");
+        self.guest.unbind_vfio(self.address).expect("the kernel takes it back");
+        let script = format!(
+            "for i in $(seq 100); do n=$(ls -d /sys/bus/pci/devices/{}/nvme/nvme*/nvme*n1) && break; sleep 0.1; done
+            head -c 3000000 /dev/$(basename $n) | cmp - /tmp/data",
+            self.address
+        );
+        self.guest.check(&script).expect("the kernel reads what was written");
+    }
+
+    pub fn refuses_a_controller_that_the_kernel_has(&self) {
+        let other = self.other;
+        let complaint = self.complaint(&self.line_for(other, "identify"));
+        let wanted =
+            format!("{other} is bound to the driver nvme: `ringpair nvme bind {other}` gives it to VFIO");
+        assert!(complaint.contains(&wanted), "{complaint}");
+    }
+}
