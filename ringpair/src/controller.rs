@@ -6,7 +6,7 @@ use anyhow::{Context, Result, anyhow};
 use nvme_emu::subsystem::Subsystem;
 use nvme_emu::{ControllerOptions, Engine, EngineOptions};
 use nvme_loopback::Loopback;
-use nvme_vfio::transport::vfio_user::VfioUser;
+use nvme_vfio::transport::{Vfio, VfioUser};
 use nvme_vfio::{Controller, Namespace, Options};
 use std::path::Path;
 use std::sync::Arc;
@@ -25,13 +25,18 @@ struct Behind {
 }
 
 impl Opened {
-    /// Connects to a server, or starts a controller for a disk in this process.
+    /// Takes a controller of this machine, connects to a server, or starts a controller for a disk in this process.
     ///
     /// # Errors
     ///
     /// Names what cannot be reached, and why.
     pub fn target(target: &Target, options: Options) -> Result<Self> {
+        let options = target.apply(options);
         match target {
+            Target::Nvme { address, interface, .. } => {
+                let transport = Vfio::open(*address, interface.unwrap_or_default())?;
+                Ok(Self { controller: Controller::open(Box::new(transport), options)?, behind: None })
+            }
             Target::VfioUser { socket, .. } => Self::vfio_user(socket, options),
             Target::Disk(disk) => Self::disk(disk, options),
         }
@@ -58,9 +63,9 @@ impl Opened {
     ///
     /// There is none.
     pub fn namespace(&self, target: &Target) -> Result<Namespace> {
-        let nsid = match target {
-            Target::VfioUser { nsid: Some(nsid), .. } => *nsid,
-            _ => {
+        let nsid = match target.nsid() {
+            Some(nsid) => nsid,
+            None => {
                 *self.controller.namespace_ids()?.first().ok_or_else(|| anyhow!("{target}: no namespaces"))?
             }
         };

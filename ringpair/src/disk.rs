@@ -17,10 +17,17 @@ use uuid::Uuid;
 ///
 /// Names the disk that cannot be had, and what would be right.
 pub fn subsystem(disks: &[String]) -> Result<Arc<Subsystem>> {
-    let registry = Registry::default();
+    let registry = registry();
     let namespaces: Vec<Namespace> =
         (1u32..).zip(disks).map(|(nsid, disk)| namespace(&registry, nsid, disk)).collect::<Result<_>>()?;
     Ok(Subsystem::new(SubsystemOptions::default(), namespaces)?)
+}
+
+/// The table of schemes, with those that the driver brings.
+fn registry() -> Registry {
+    let mut registry = Registry::default();
+    nvme_vfio::disk::register(&mut registry);
+    registry
 }
 
 fn namespace(registry: &Registry, nsid: u32, text: &str) -> Result<Namespace> {
@@ -105,6 +112,12 @@ mod tests {
             assert!(error.is::<Usage>(), "{disk}: {error}");
             assert!(error.to_string().contains(disk), "{disk}: {error}");
         }
+    }
+
+    #[test]
+    fn a_drive_that_is_not_there_is_named() {
+        let error = refused("nvme://ffff:ff:1f.7/1").to_string();
+        assert!(error.contains("nvme://ffff:ff:1f.7/1") && error.contains("no such PCI device"), "{error}");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use uuid::Uuid;
 /// Options of `ringpair identify`.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// vfio-user:SOCKET[/NSID], or a DISK, for which a controller is started in this process
+    /// nvme://BDF[/NSID], vfio-user:SOCKET[/NSID], or a DISK, for which a controller is started in this process
     #[arg(value_name = "TARGET")]
     target: Target,
     /// Print one object instead of text
@@ -75,9 +75,9 @@ struct NamespaceDescription {
 impl Description {
     fn of(target: &Target, controller: &Controller) -> Result<Self> {
         let identify = controller.identify();
-        let nsids = match target {
-            Target::VfioUser { nsid: Some(nsid), .. } => vec![*nsid],
-            _ => controller.namespace_ids()?,
+        let nsids = match target.nsid() {
+            Some(nsid) => vec![nsid],
+            None => controller.namespace_ids()?,
         };
         let namespaces = nsids.into_iter().map(|nsid| NamespaceDescription::of(controller, nsid));
         Ok(Self {
@@ -190,7 +190,7 @@ impl fmt::Display for NamespaceDescription {
 }
 
 /// Bytes for a person: the largest binary unit that leaves at least 1.
-fn size(bytes: u64) -> String {
+pub fn size(bytes: u64) -> String {
     let units = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let power = (bytes.max(1).ilog2() / 10) as usize;
     let value = bytes as f64 / (1u64 << (10 * power)) as f64;

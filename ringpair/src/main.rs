@@ -11,8 +11,8 @@ mod disk;
 mod failure;
 mod identify;
 mod io;
+mod nvme;
 mod serve;
-
 mod target;
 
 use clap::{ArgAction, Parser, Subcommand};
@@ -41,6 +41,9 @@ enum Command {
     Identify(identify::Arguments),
     /// Read, write, verify, flush, discard, compare: one command at a time.
     Io(io::Arguments),
+    /// Look after the NVMe controllers of this machine: list, bind, unbind, smart, format…
+    #[command(subcommand)]
+    Nvme(nvme::Command),
 }
 
 fn main() -> ExitCode {
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         Command::Bench(arguments) => bench::run(arguments),
         Command::Identify(arguments) => identify::run(&arguments),
         Command::Io(arguments) => io::run(&arguments),
+        Command::Nvme(command) => nvme::run(&command),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,14 +1,28 @@
 //! What `bench`, `identify` and `io` work on.
 
 use crate::disk;
-use anyhow::Result;
+use block_core::DiskSpec;
+use nvme_vfio::Options;
+use nvme_vfio::transport::vfio::{Interface, PciAddress};
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
-/// A target, as the user names it: `vfio-user:SOCKET[/NSID]`, or a DISK.
+/// A target, as the user names it: `nvme://BDF[/NSID]`, BDF, `vfio-user:SOCKET[/NSID]`, or a DISK.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
+    /// A controller of this machine, through the kernel's VFIO.
+    Nvme {
+        /// Where it is.
+        address: PciAddress,
+        /// One of its namespaces.
+        nsid: Option<u32>,
+        /// `vfio=`: by which of the kernel's interfaces it is taken.
+        interface: Option<Interface>,
+        /// `timeout=`, in seconds: how long an I/O command may take.
+        timeout: Option<u16>,
+    },
     /// A server that runs already.
     VfioUser {
         /// Its socket.
@@ -24,31 +38,87 @@ impl FromStr for Target {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let Some(path) = text.strip_prefix("vfio-user:") else {
-            disk::parse(text).map_err(|error| error.to_string())?;
-            return Ok(Self::Disk(text.to_owned()));
-        };
-        // A number after the last slash is always an NSID: a socket of such a name needs one behind it.
-        let (path, nsid) = match path.rsplit_once('/') {
-            Some((path, last)) if !last.is_empty() && last.bytes().all(|byte| byte.is_ascii_digit()) => {
-                let nsid = last.parse().ok().filter(|&nsid| nsid > 0);
-                (
-                    path,
-                    Some(nsid.ok_or_else(|| format!("`{last}` in `{text}` is not a namespace identifier"))?),
-                )
-            }
-            _ => (path, None),
-        };
-        if path.is_empty() {
-            return Err(format!("`{text}` names no socket: expected vfio-user:SOCKET[/NSID]"));
+        if let Some(path) = text.strip_prefix("vfio-user:") {
+            return vfio_user(text, path);
         }
-        Ok(Self::VfioUser { socket: PathBuf::from(path), nsid })
+        if let Ok(address) = text.parse() {
+            return Ok(Self::Nvme { address, nsid: None, interface: None, timeout: None });
+        }
+        let spec = disk::parse(text).map_err(|error| error.to_string())?;
+        if spec.scheme() == Some("nvme") { nvme(text, spec) } else { Ok(Self::Disk(text.to_owned())) }
+    }
+}
+
+fn nsid_of(text: &str, digits: &str) -> Result<u32, String> {
+    let number = digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok()).flatten();
+    number
+        .filter(|nsid| (1..u32::MAX).contains(nsid))
+        .ok_or_else(|| format!("`{digits}` in `{text}` is not a namespace identifier"))
+}
+
+/// `nvme://BDF[/NSID][,vfio=…][,timeout=…]`.
+fn nvme(text: &str, mut spec: DiskSpec) -> Result<Target, String> {
+    let Some(location) = spec.location().strip_prefix("//") else {
+        return Err(format!("`{text}`: expected nvme://DDDD:BB:DD.F[/NSID], such as nvme://0000:01:00.0/1"));
+    };
+    let (address, nsid) = match location.split_once('/') {
+        Some((address, nsid)) => (address, Some(nsid_of(text, nsid)?)),
+        None => (location, None),
+    };
+    let address = address.parse().map_err(|error| format!("`{text}`: {error}"))?;
+    let words = [("auto", Interface::Auto), ("group", Interface::Group), ("cdev", Interface::Cdev)];
+    let interface = spec.take_word("vfio", &words).map_err(|error| error.to_string())?;
+    let seconds = |text: &str| text.parse().ok().filter(|seconds| *seconds > 0);
+    let timeout = spec.take_parsed("timeout", "a number of seconds from 1 to 65535", seconds);
+    let timeout = timeout.map_err(|error| error.to_string())?;
+    spec.finish().map_err(|error| error.to_string())?;
+    Ok(Target::Nvme { address, nsid, interface, timeout })
+}
+
+/// `vfio-user:SOCKET[/NSID]`, of which `path` is what follows the scheme.
+fn vfio_user(text: &str, path: &str) -> Result<Target, String> {
+    // A number after the last slash is always an NSID: a socket of such a name needs one behind it.
+    let (path, nsid) = match path.rsplit_once('/') {
+        Some((path, last)) if !last.is_empty() && last.bytes().all(|byte| byte.is_ascii_digit()) => {
+            (path, Some(nsid_of(text, last)?))
+        }
+        _ => (path, None),
+    };
+    if path.is_empty() {
+        return Err(format!("`{text}` names no socket: expected vfio-user:SOCKET[/NSID]"));
+    }
+    Ok(Target::VfioUser { socket: PathBuf::from(path), nsid })
+}
+
+impl Target {
+    /// The namespace that it names.
+    pub fn nsid(&self) -> Option<u32> {
+        match self {
+            Self::Nvme { nsid, .. } | Self::VfioUser { nsid, .. } => *nsid,
+            Self::Disk(_) => None,
+        }
+    }
+
+    /// The driver's options, with what the target says of them.
+    pub fn apply(&self, options: Options) -> Options {
+        match self {
+            Self::Nvme { timeout: Some(seconds), .. } => {
+                Options { io_timeout: Duration::from_secs((*seconds).into()), ..options }
+            }
+            _ => options,
+        }
     }
 }
 
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Nvme { address, nsid, interface, timeout } => {
+                write!(f, "nvme://{address}")?;
+                nsid.iter().try_for_each(|nsid| write!(f, "/{nsid}"))?;
+                interface.iter().try_for_each(|interface| write!(f, ",vfio={interface}"))?;
+                timeout.iter().try_for_each(|seconds| write!(f, ",timeout={seconds}"))
+            }
             Self::VfioUser { socket, nsid: None } => write!(f, "vfio-user:{}", socket.display()),
             Self::VfioUser { socket, nsid: Some(nsid) } => write!(f, "vfio-user:{}/{nsid}", socket.display()),
             Self::Disk(disk) => f.write_str(disk),
@@ -73,6 +143,35 @@ mod tests {
     }
 
     #[test]
+    fn a_controller_of_this_machine_is_named_by_its_address() {
+        let address: PciAddress = "0000:01:00.0".parse().unwrap();
+        let whole = Target::Nvme { address, nsid: None, interface: None, timeout: None };
+        for text in ["0000:01:00.0", "01:00.0", "nvme://0000:01:00.0", "nvme://01:00.0"] {
+            assert_eq!(text.parse(), Ok(whole.clone()), "{text}");
+        }
+        let interface = Some(Interface::Cdev);
+        let expected = Target::Nvme { address, nsid: Some(2), interface, timeout: Some(5) };
+        assert_eq!("nvme://0000:01:00.0/2,vfio=cdev,timeout=5".parse(), Ok(expected.clone()));
+        assert_eq!(expected.apply(Options::default()).io_timeout, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_wrong_name_of_a_controller_says_what_is_right() {
+        for (text, right) in [
+            ("nvme:0000:01:00.0/1", "nvme://DDDD:BB:DD.F"),
+            ("nvme://01.0/1", "DDDD:BB:DD.F"),
+            ("nvme://0000:01:00.0/0", "namespace identifier"),
+            ("nvme://0000:01:00.0/", "namespace identifier"),
+            ("nvme://0000:01:00.0/1,vfio=usb", "auto|group|cdev"),
+            ("nvme://0000:01:00.0/1,timeout=0", "seconds"),
+            ("nvme://0000:01:00.0/1,cache=none", "cache=none"),
+        ] {
+            let error = text.parse::<Target>().unwrap_err();
+            assert!(error.contains(right) && error.contains(text), "{text}: {error}");
+        }
+    }
+
+    #[test]
     fn anything_else_is_a_disk() {
         for text in ["disk.img,cache=none", "mem:1G", "/srv/vfio-user:x"] {
             assert_eq!(text.parse(), Ok(Target::Disk(text.to_owned())));
@@ -88,7 +187,13 @@ mod tests {
 
     #[test]
     fn targets_print_as_they_were_written() {
-        for text in ["vfio-user:/run/a.sock/3", "vfio-user:a.sock", "mem:1G"] {
+        for text in [
+            "vfio-user:/run/a.sock/3",
+            "vfio-user:a.sock",
+            "mem:1G",
+            "nvme://0000:01:00.0",
+            "nvme://0000:01:00.0/1,vfio=group,timeout=5",
+        ] {
             assert_eq!(text.parse::<Target>().unwrap().to_string(), text);
         }
     }

@@ -47,7 +47,8 @@ use workload::{Pattern, Workload};
 /// Options of `ringpair bench`.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// A DISK, for which a server is started, or vfio-user:SOCKET[/NSID] [default: a temporary file, memory, nothing]
+    /// A DISK, for which a server is started, or vfio-user:SOCKET[/NSID], or nvme://BDF[/NSID] [default: a temporary
+    /// file, memory, nothing]
     #[arg(value_name = "TARGET")]
     target: Option<Target>,
     /// What to do: read, write, rw, randread, randwrite, randrw; several with commas [default: randread, and
@@ -192,9 +193,9 @@ impl Bench {
             Target::Disk(disk) => {
                 Some(Server::start(disk, self.arguments.numjobs.get(), self.placement.reactor())?)
             }
-            Target::VfioUser { .. } => None,
+            Target::Nvme { .. } | Target::VfioUser { .. } => None,
         };
-        // Whatever the target is, it is driven through a socket.
+        // A disk is driven through a socket, as a guest would.
         let socket =
             server.as_ref().map(|server| Target::VfioUser { socket: server.socket().into(), nsid: None });
         let target_of_driver = socket.as_ref().unwrap_or(target);

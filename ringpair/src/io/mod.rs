@@ -18,7 +18,7 @@ use std::path::PathBuf;
 /// Options of `ringpair io`.
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// vfio-user:SOCKET[/NSID], or a DISK, for which a controller is started in this process
+    /// nvme://BDF[/NSID], vfio-user:SOCKET[/NSID], or a DISK, for which a controller is started in this process
     #[arg(value_name = "TARGET")]
     target: Target,
     #[command(subcommand)]
