@@ -32,10 +32,13 @@ pub struct Arguments {
 /// There is no such controller, it is in use, or the kernel refuses.
 pub fn run_bind(arguments: &Arguments) -> Result<()> {
     let host = Host::this();
-    if !host.path(VFIO_PCI_FOLDER).is_dir() {
-        // Whether that worked is seen by the driver being there.
-        let loaded = Command::new("modprobe").arg(VFIO_PCI).output();
-        tracing::debug!(?loaded, "modprobe {VFIO_PCI}");
+    for (module, there) in [("vfio_iommu_type1", "sys/module/vfio_iommu_type1"), (VFIO_PCI, VFIO_PCI_FOLDER)]
+    {
+        if !host.path(there).is_dir() {
+            // Whether that worked is seen by the driver being there, and when the controller is opened.
+            let loaded = Command::new("modprobe").arg(module).output();
+            tracing::debug!(?loaded, "modprobe {module}");
+        }
     }
     super::print(&bind(&host, arguments.address, arguments.force)?)
 }
