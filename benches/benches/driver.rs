@@ -145,7 +145,7 @@ impl Transport for Handle {
 
     fn doorbells(&self) -> Option<DoorbellMemory> {
         let base = NonNull::from(&self.0.doorbells[0]).cast();
-        Some(DoorbellMemory { base, len: 4096 })
+        Some(DoorbellMemory { base, len: 4096, may_trap: false })
     }
 
     fn dma_limits(&self) -> DmaLimits {

@@ -93,7 +93,8 @@ impl Transport for Loopback {
     }
 
     fn doorbells(&self) -> Option<DoorbellMemory> {
-        self.doorbells.as_ref().map(|mapping| DoorbellMemory { base: mapping.base, len: mapping.len as u64 })
+        let mapping = self.doorbells.as_ref()?;
+        Some(DoorbellMemory { base: mapping.base, len: mapping.len as u64, may_trap: false })
     }
 
     fn dma_limits(&self) -> DmaLimits {

@@ -312,5 +312,5 @@ fn iops(controller: &Controller, depth: usize) -> Result<()> {
     }
     let rate = done as f64 / start.elapsed().as_secs_f64();
     finish(&mut pair)?;
-    say(&format!("iodepth {depth}: {rate:.0} IOPS"))
+    say(&format!("iodepth {depth}: {rate:.0} IOPS; shadow doorbells: {}", controller.shadow_doorbells()))
 }

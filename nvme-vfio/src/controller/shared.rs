@@ -73,7 +73,7 @@ impl Shared {
         bring_up::disable_or_reset(&registers, timeout)?;
 
         let space = DmaSpace::new(registers.transport().clone(), memory_page_size);
-        let trapped = registers.transport().doorbells().is_none();
+        let trapped = registers.transport().doorbells().is_none_or(|memory| memory.may_trap);
         let shadow = if trapped && options.shadow_doorbells {
             Some(ShadowDoorbells::new(&space, memory_page_size, cap.dstrd())?)
         } else {

@@ -131,6 +131,9 @@ pub struct DoorbellMemory {
     pub base: NonNull<u32>,
     /// Length in bytes. Doorbells past it are trapped.
     pub len: u64,
+    /// For all that this side can tell, somebody may catch each write and act on it, as a hypervisor does that emulates
+    /// the controller: if the controller offers shadow doorbells, they are worth their fence.
+    pub may_trap: bool,
 }
 
 /// Memory that the controller shall reach.

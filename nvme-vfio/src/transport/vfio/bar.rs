@@ -35,7 +35,7 @@ impl Bar {
     /// The doorbells, if they are mapped.
     pub(super) fn doorbells(&self) -> Option<DoorbellMemory> {
         let (base, len) = self.areas.iter().find_map(|area| area.from(DOORBELLS_OFFSET))?;
-        Some(DoorbellMemory { base: base.cast(), len })
+        Some(DoorbellMemory { base: base.cast(), len, may_trap: true })
     }
 
     /// Where a 32-bit register is mapped.

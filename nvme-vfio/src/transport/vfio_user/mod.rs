@@ -170,7 +170,7 @@ impl Transport for VfioUser {
 
     fn doorbells(&self) -> Option<DoorbellMemory> {
         let (base, len) = self.doorbells.as_ref()?.wanted();
-        Some(DoorbellMemory { base: base.cast(), len })
+        Some(DoorbellMemory { base: base.cast(), len, may_trap: false })
     }
 
     fn dma_limits(&self) -> DmaLimits {
