@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub mod memory;
+
 use std::io;
 use std::sync::Arc;
 

@@ -276,6 +276,11 @@ impl Controller {
         receiver.recv().unwrap_or_else(|_| self.shared.check_usable())
     }
 
+    /// Whether it was opened with [`Options::recovery`].
+    pub(crate) fn recovers(&self) -> bool {
+        self.shared.options().recovery.is_some()
+    }
+
     /// How it is doing.
     pub fn condition(&self) -> Condition {
         self.shared.condition()

@@ -41,18 +41,23 @@ struct Shared {
 }
 
 impl Drive {
-    /// A drive on a controller that is open. Whether its queues can be slept on is the controller's
+    /// A drive on a controller that was opened with [`crate::Options::recovery`]. Whether its queues can be slept on is the controller's
     /// [`crate::Options::interrupts`].
     ///
     /// # Errors
     ///
-    /// The controller does not answer.
+    /// The controller does not answer, or was opened without recovery: nobody would say when its memory is free again
+    /// after a fault.
     pub fn new(controller: Controller) -> Result<Arc<Self>, Error> {
         Self::with_entry(controller, None)
     }
 
     /// The same, with its place in the table of open drives.
     pub(super) fn with_entry(controller: Controller, entry: Option<Entry>) -> Result<Arc<Self>, Error> {
+        if !controller.recovers() {
+            let name = controller.name().into();
+            return Err(Error::Unsupported { name, what: "disks need a controller with recovery".into() });
+        }
         let nvm = identify_nvm(&controller)?;
         let memory = RegisteredMemory::new();
         Ok(Arc::new(Self { controller, nvm, memory, shared: Mutex::default(), _entry: entry }))
@@ -77,7 +82,7 @@ impl Drive {
             let name = self.controller.name().into();
             Error::Unsupported { name, what: format!("namespace {nsid}: {what}") }
         })?;
-        let namespace = Arc::new(DiskNamespace::new(namespace, limits));
+        let namespace = Arc::new(DiskNamespace::new(&self.controller, namespace, limits));
         shared.namespaces.insert(nsid, Arc::downgrade(&namespace));
         Ok(NvmeDisk::new(self.clone(), namespace, read_only))
     }

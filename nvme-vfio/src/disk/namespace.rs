@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use block_core::write_ranges::WriteRanges;
 use block_core::{Disk, DiskInfo, MemoryRegion, Queue};
@@ -9,6 +10,9 @@ use block_core::{Disk, DiskInfo, MemoryRegion, Queue};
 use super::drive::Drive;
 use super::limits::Limits;
 use super::queue::NvmeQueue;
+use crate::controller::Controller;
+use crate::error::Error;
+use crate::events::NamespaceWatch;
 use crate::namespace::Namespace;
 
 /// A namespace of a [`Drive`], as a [`Disk`].
@@ -24,17 +28,51 @@ pub(super) struct DiskNamespace {
     pub(super) limits: Limits,
     /// Keeps writes of parts of blocks apart from others.
     pub(super) ranges: WriteRanges,
+    capacity: Arc<Capacity>,
+    _watch: NamespaceWatch,
 }
 
+/// The size of a namespace in bytes, as it is now; 0 once it cannot be used any more.
+struct Capacity(AtomicU64);
+
 impl DiskNamespace {
-    pub(super) fn new(namespace: Namespace, limits: Limits) -> Self {
-        Self { ranges: WriteRanges::new(limits.block()), namespace, limits }
+    pub(super) fn new(controller: &Controller, namespace: Namespace, limits: Limits) -> Self {
+        let capacity = Arc::new(Capacity(AtomicU64::new(namespace.capacity())));
+        let (changing, block_size) = (capacity.clone(), namespace.block_size());
+        let name = format!("{} namespace {}", controller.name(), namespace.nsid());
+        let watch =
+            controller.watch_namespace(&namespace, move |now| changing.change(&name, block_size, now));
+        Self { ranges: WriteRanges::new(limits.block()), namespace, limits, capacity, _watch: watch }
     }
 
-    /// Capacity in bytes.
+    /// Capacity in bytes; 0: it has gone, or has been formatted differently.
     #[inline]
     pub(super) fn capacity(&self) -> u64 {
-        self.namespace.capacity()
+        self.capacity.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Capacity {
+    /// The controller has reported a change.
+    fn change(&self, name: &str, block_size: u32, now: Result<&Namespace, &Error>) {
+        let capacity = match now {
+            Ok(now) if now.block_size() == block_size => now.capacity(),
+            Ok(now) => {
+                tracing::error!(
+                    "{name}: its blocks have {} bytes now, and not {block_size}",
+                    now.block_size()
+                );
+                0
+            }
+            Err(error) => {
+                tracing::error!("{name}: {error}");
+                0
+            }
+        };
+        let before = self.0.swap(capacity, Ordering::Relaxed);
+        if before != capacity && capacity != 0 {
+            tracing::info!("{name}: resized from {before} to {capacity} bytes");
+        }
     }
 }
 

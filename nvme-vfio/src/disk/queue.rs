@@ -227,8 +227,9 @@ impl Drop for NvmeQueue {
 impl Work {
     #[inline]
     fn submit(&mut self, pair: &mut QueuePair, request: &Request<'_>) -> Submission {
-        if let Some(result) = request.settled(self.disk.capacity(), self.read_only) {
-            return Submission::Done(result);
+        let capacity = self.disk.capacity();
+        if let Some(result) = request.settled(capacity, self.read_only) {
+            return Submission::Done(if capacity == 0 { request.fail(libc::ENXIO) } else { result });
         }
         let request = match request.operation {
             Operation::Read | Operation::Write => *request,

@@ -16,6 +16,7 @@ use rustix::process::{Pid, Resource, Rlimit, Signal};
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::num::NonZeroU16;
@@ -152,8 +153,12 @@ impl Served {
         let context = || format!("writing counters to {}", path.display());
         let counters = self.engine.counters();
         let sockets = self.controllers.iter().map(|(socket, _)| socket.as_path());
-        let controllers =
-            sockets.zip(&counters.controllers).map(|(socket, counters)| Named { socket, counters });
+        let controllers = sockets.zip(&counters.controllers).zip(&self.controllers);
+        let controllers = controllers.map(|((socket, counters), (_, subsystem))| Named {
+            socket,
+            counters,
+            disks: disk_counters(subsystem),
+        });
         let statistics = Statistics { controllers: controllers.collect(), sleeps: &counters.sleeps };
         let json = serde_json::to_vec_pretty(&statistics).with_context(context)?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -185,6 +190,16 @@ struct Named<'a> {
     socket: &'a Path,
     #[serde(flatten)]
     counters: &'a ControllerCounters,
+    /// By namespace, what those disks count that count anything. Disks on one drive count together.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    disks: BTreeMap<u32, BTreeMap<&'static str, u64>>,
+}
+
+fn disk_counters(subsystem: &Subsystem) -> BTreeMap<u32, BTreeMap<&'static str, u64>> {
+    let namespaces = subsystem.namespaces().iter();
+    let counters =
+        namespaces.map(|it| (it.nsid(), it.disk().counters().into_iter().collect::<BTreeMap<_, _>>()));
+    counters.filter(|(_, counters)| !counters.is_empty()).collect()
 }
 
 /// Numbers out of range are a mistake in the call.
