@@ -42,6 +42,13 @@ impl Rings {
             (submission_size as usize * size_of::<SubmissionQueueEntry>()).next_multiple_of(page);
         let completion_len = completion_size as usize * size_of::<CompletionQueueEntry>();
         let memory = shared.space().allocate(submission_len + completion_len)?;
+        // Before the controller has the queues: from then on it looks at their shadows.
+        let doorbell = |index| {
+            let shadow = shared.shadow().and_then(|shadow| shadow.shadow(index));
+            Doorbell::new(shared.registers().transport(), index, shared.cap().dstrd(), shadow)
+        };
+        let tail = doorbell(DoorbellIndex::SubmissionQueueTail(qid));
+        let head = doorbell(DoorbellIndex::CompletionQueueHead(qid));
         create_completion_queue(
             shared,
             admin,
@@ -54,12 +61,6 @@ impl Rings {
             deleted.unwrap_or_else(|error| tracing::warn!("deleting completion queue {qid}: {error}"));
             return Err(error);
         }
-        let doorbell = |index| {
-            let shadow = shared.shadow().and_then(|shadow| shadow.shadow(index));
-            Doorbell::new(shared.registers().transport(), index, shared.cap().dstrd(), shadow)
-        };
-        let tail = doorbell(DoorbellIndex::SubmissionQueueTail(qid));
-        let head = doorbell(DoorbellIndex::CompletionQueueHead(qid));
         // SAFETY: new, zeroed pages of which the queues take disjoint parts, aligned to pages; the struct keeps them as
         // long as the queues.
         let (submission, completion) = unsafe {

@@ -460,6 +460,52 @@ fn a_polling_controller_with_shadow_doorbells_is_not_rung() {
     assert!(rung <= 1, "rung {rung} times");
 }
 
+/// Runs commands one after another, as many as take the queues around several times.
+fn many_laps(fake: &Fake, namespace: &Namespace, queue: &mut QueuePair) {
+    for token in 0..100 {
+        queue.flush(namespace, token).unwrap();
+        queue.kick();
+        fake.state().poll_shadows();
+        assert_eq!(poll(queue), [(token, Ok(()))]);
+    }
+}
+
+#[test]
+fn a_controller_that_forbids_ringing_is_never_rung_with_no_queue_that_it_has() {
+    let fake = Fake::with(|state| {
+        state.identify.oacs.set_doorbell_buffer_config(true);
+        state.never_rung = true;
+    });
+    let Setup { fake, controller, namespace, mut queue } = setup_with(fake, Options { depth: 2, ..plain() });
+    for _ in 0..3 {
+        many_laps(&fake, &namespace, &mut queue);
+        drop(queue);
+        queue = controller.queue_pair().unwrap();
+    }
+    drop(queue);
+    controller.reset().unwrap();
+    many_laps(&fake, &namespace, &mut controller.queue_pair().unwrap());
+    assert!(fake.doorbells(Doorbell::SubmissionQueueTail(1)).is_empty());
+    assert!(fake.doorbells(Doorbell::CompletionQueueHead(1)).is_empty());
+}
+
+#[test]
+fn a_new_queue_is_not_found_where_the_last_one_ended() {
+    let fake = Fake::with(|state| {
+        state.identify.oacs.set_doorbell_buffer_config(true);
+        state.polls_shadows = true;
+    });
+    let Setup { fake, controller, namespace, mut queue } = setup_with(fake, Options { depth: 6, ..plain() });
+    many_laps(&fake, &namespace, &mut queue);
+    drop(queue);
+    queue = controller.queue_pair().unwrap();
+    many_laps(&fake, &namespace, &mut queue);
+    drop(queue);
+    controller.reset().unwrap();
+    let _queue = controller.queue_pair().unwrap();
+    assert_eq!(fake.state().found_in_shadows, [0; 2 * 2 + 3 * 2]);
+}
+
 #[test]
 fn a_sleeping_controller_with_shadow_doorbells_is_rung() {
     let fake = Fake::with(|state| state.identify.oacs.set_doorbell_buffer_config(true));

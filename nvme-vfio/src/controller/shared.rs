@@ -241,6 +241,7 @@ impl Shared {
         else {
             return;
         };
+        shadow.clear();
         let (shadow_doorbells, event_idx) = shadow.iovas();
         let command = SubmissionQueueEntry::new(AdminOpcode::DOORBELL_BUFFER_CONFIG, 0)
             .with_dwords(DoorbellBufferConfig { shadow_doorbells, event_idx });

@@ -67,6 +67,12 @@ pub struct State {
     pub gone: bool,
     /// EventIdx is kept at this distance behind the tail (mod size), as by a controller that keeps polling.
     pub polls_shadows: bool,
+    /// EventIdx is all ones: completion queues' from Doorbell Buffer Config on, submission queues' when they are created.
+    /// So does SPDK's vfio-user target (26.01), which polls.
+    pub never_rung: bool,
+    /// What was in the first I/O queue's words of the buffers when the controller was told of them, and in shadow
+    /// doorbells when their queues were created.
+    pub found_in_shadows: Vec<u32>,
     /// Interrupt vectors.
     pub vectors: u32,
     /// Vectors connected (true) and disconnected, in order.
@@ -135,6 +141,8 @@ impl Fake {
             cfs_on_enable: false,
             gone: false,
             polls_shadows: false,
+            never_rung: false,
+            found_in_shadows: Vec::new(),
             vectors: 0,
             connected: Vec::new(),
             steps: Vec::new(),
@@ -320,6 +328,21 @@ impl State {
         }
     }
 
+    fn look_at_shadow(&mut self, doorbell: Doorbell) {
+        if let Some(shadow) = self.shadow {
+            let at = doorbell.offset_in_buffer(self.cap.dstrd());
+            let value = self.read_u32(shadow.shadow_doorbells + at);
+            self.found_in_shadows.push(value);
+        }
+    }
+
+    fn forbid_ringing(&mut self, doorbell: Doorbell) {
+        if let Some(shadow) = self.shadow.filter(|_| self.never_rung) {
+            let at = doorbell.offset_in_buffer(self.cap.dstrd());
+            self.write(shadow.event_idx + at, &u32::MAX.to_le_bytes());
+        }
+    }
+
     fn fetch(&mut self, qid: u16, tail: u32) {
         let Some(ring) = self.submission.get(&qid).copied() else { return };
         assert!(tail < ring.size, "tail {tail} is outside queue {qid} of {} entries", ring.size);
@@ -332,7 +355,7 @@ impl State {
             let command = SubmissionQueueEntry::read_from_bytes(&bytes).unwrap();
             if qid == 0 { self.admin(command) } else { self.io(qid, command) }
         }
-        if let Some(shadow) = self.shadow.filter(|_| qid != 0) {
+        if let Some(shadow) = self.shadow.filter(|_| qid != 0 && !self.never_rung) {
             // Busy: not to be rung before the whole queue has gone by. Idle: to be rung at the next entry.
             let event_idx = if self.polls_shadows { (tail + ring.size - 1) % ring.size } else { tail };
             let at = Doorbell::SubmissionQueueTail(qid).offset_in_buffer(self.cap.dstrd());
@@ -380,12 +403,16 @@ impl State {
                     let size = dwords.queue_size();
                     let ring = Ring { base: command.prp1, size, index: 0, phase: true, cqid: 0 };
                     self.completion.insert(dwords.qid(), ring);
+                    self.look_at_shadow(Doorbell::CompletionQueueHead(dwords.qid()));
                 }
                 AdminOpcode::CREATE_IO_SUBMISSION_QUEUE => {
                     let dwords: CreateIoSubmissionQueue = command.dwords();
                     let (size, cqid) = (dwords.queue_size(), dwords.cqid());
                     let ring = Ring { base: command.prp1, size, index: 0, phase: true, cqid };
                     self.submission.insert(dwords.qid(), ring);
+                    let doorbell = Doorbell::SubmissionQueueTail(dwords.qid());
+                    self.look_at_shadow(doorbell);
+                    self.forbid_ringing(doorbell);
                 }
                 AdminOpcode::DELETE_IO_SUBMISSION_QUEUE => {
                     self.submission.remove(&command.dwords::<DeleteIoQueue>().qid());
@@ -394,7 +421,18 @@ impl State {
                     self.completion.remove(&command.dwords::<DeleteIoQueue>().qid());
                 }
                 AdminOpcode::ABORT => dw0 = self.abort(command.dwords()),
-                AdminOpcode::DOORBELL_BUFFER_CONFIG => self.shadow = Some(command.dwords()),
+                AdminOpcode::DOORBELL_BUFFER_CONFIG => {
+                    let config: DoorbellBufferConfig = command.dwords();
+                    let at = Doorbell::SubmissionQueueTail(1).offset_in_buffer(self.cap.dstrd());
+                    for buffer in [config.shadow_doorbells, config.event_idx] {
+                        let value = self.read_u32(buffer + at);
+                        self.found_in_shadows.push(value);
+                    }
+                    self.shadow = Some(config);
+                    for cqid in 1..=self.queues as u16 {
+                        self.forbid_ringing(Doorbell::CompletionQueueHead(cqid));
+                    }
+                }
                 _ => {}
             }
         }
