@@ -5,6 +5,7 @@ use crate::controller::control::{self, Control, Controller, Event};
 use crate::controller::counters::ControllerCounters;
 use crate::controller::registers::Registers;
 use crate::controller::shared::Shared;
+use crate::faults::{FaultScript, Faults};
 use crate::pci::config_space::{ConfigSpace, Layout};
 use crate::pci::function::{BAR0_LEN, MSIX_PBA, MSIX_TABLE, PciFunction};
 use crate::reactor::handle::ReactorHandle;
@@ -50,6 +51,8 @@ pub struct ControllerOptions {
     pub queues: u16,
     /// MDTS: largest transfer, 2^mdts pages of 4096 bytes.
     pub mdts: u8,
+    /// What it does wrong, if it is there to test drivers with.
+    pub faults: Option<FaultScript>,
 }
 
 impl ControllerOptions {
@@ -59,7 +62,7 @@ impl ControllerOptions {
 
 impl Default for ControllerOptions {
     fn default() -> Self {
-        Self { queues: 8, mdts: 8 }
+        Self { queues: 8, mdts: 8, faults: None }
     }
 }
 
@@ -189,6 +192,7 @@ impl Engine {
             config,
             self.events.clone(),
             self.reactors.clone(),
+            options.faults.as_ref().map(Faults::new),
         );
         let shared = Arc::new(shared.map_err(|error| EngineError::Io("no memory for doorbells", error))?);
         let controller = Controller::new(shared.clone(), admin, 4096 << options.mdts);

@@ -18,6 +18,7 @@
 //! * [`admin`]: the admin commands: Identify, log pages, features, asynchronous events.
 //! * [`memory`]: guest memory: the only way to reach it.
 //! * [`reactor`]: the data path, and the threads that run it.
+//! * [`faults`]: misbehaviour by script, for testing drivers.
 //! * `nvm`: the NVM command set: a validated SQE becomes requests to a disk.
 //!
 //! What it does not do: NVMe over Fabrics, ZNS and key-value command sets, CMB and PMR, SR-IOV, protection
@@ -29,6 +30,7 @@
 pub mod admin;
 pub mod controller;
 mod engine;
+pub mod faults;
 pub mod memory;
 pub mod namespace;
 mod nvm;
@@ -40,4 +42,5 @@ pub mod vfio_user;
 
 pub use controller::ControllerCounters;
 pub use engine::{ControllerOptions, Engine, EngineCounters, EngineError, EngineOptions};
+pub use faults::FaultScript;
 pub use reactor::PollMode;

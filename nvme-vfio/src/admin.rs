@@ -300,7 +300,11 @@ impl AdminQueue {
         while found.is_none()
             && let Some(entry) = self.completion.take()
         {
-            let fault = |fault| Error::Queue { name: self.registers.name(), fault };
+            // What it did to one entry it may do to others: the queue is of no use any more.
+            let fault = |fault| {
+                self.watch.iter().for_each(|watch| watch.inbox.report(watch.generation, &fault));
+                Error::Queue { name: self.registers.name(), fault }
+            };
             let (sqid, sqhd, cid) = (entry.sq_id, entry.sq_head, entry.cid);
             if sqid != ADMIN_QUEUE_ID || sqhd >= ENTRIES {
                 return Err(fault(Fault::WrongQueue { qid: ADMIN_QUEUE_ID, sqid, sqhd }));

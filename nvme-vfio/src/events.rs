@@ -4,7 +4,7 @@
 //! been read. So each is read: what it says is logged, and a changed namespace is identified anew.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -79,6 +79,8 @@ pub(crate) struct Events {
     queues: Mutex<Queues>,
     watchers: Arc<Watchers>,
     next_watch: AtomicU64,
+    /// A namespace may have changed, and has not been looked at since.
+    namespaces_changed: AtomicBool,
 }
 
 #[derive(Default)]
@@ -131,17 +133,18 @@ impl Shared {
             Ok(events) => self.events().add(events),
             Err(error) => return self.inbox().report(self.generation(), &error),
         }
-        let mut namespaces_changed = false;
         loop {
             let next = self.events().queues().unhandled.pop_front();
             let Some(event) = next else { break };
-            namespaces_changed |= event == AsynchronousEvent::NAMESPACE_ATTRIBUTE_CHANGED;
+            if event == AsynchronousEvent::NAMESPACE_ATTRIBUTE_CHANGED {
+                self.events().namespaces_changed.store(true, Ordering::Relaxed);
+            }
             if let Err(error) = self.handle(&mut admin, event) {
                 tracing::warn!("acting on an asynchronous event: {error}");
             }
         }
         drop(admin);
-        if namespaces_changed {
+        if self.events().namespaces_changed.load(Ordering::Relaxed) {
             self.look_at_namespaces();
         }
     }
@@ -215,6 +218,7 @@ impl Shared {
 
     /// Identifies all namespaces that are watched, and tells who watches them of changes.
     pub(crate) fn look_at_namespaces(&self) {
+        self.events().namespaces_changed.store(false, Ordering::Relaxed);
         let watchers = self.events().watchers.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for (_, watched) in watchers {
             let mut identify = IdentifyNamespace::new_zeroed();
@@ -225,8 +229,9 @@ impl Shared {
                 Ok(_) => {}
                 // It is not there any more.
                 Err(Error::Command { .. }) => identify = IdentifyNamespace::new_zeroed(),
-                // About the controller, not the namespace.
+                // About the controller, not the namespace: later.
                 Err(error) => {
+                    self.events().namespaces_changed.store(true, Ordering::Relaxed);
                     tracing::warn!("looking at namespace {}: {error}", watched.nsid);
                     return;
                 }

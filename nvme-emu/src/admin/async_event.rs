@@ -113,6 +113,11 @@ impl AsyncEvents {
         position.and_then(|position| self.requests.remove(position)).is_some()
     }
 
+    /// Takes the oldest parked request, to complete it with anything at all.
+    pub(super) fn take_request(&mut self) -> Option<u16> {
+        self.requests.pop_front()
+    }
+
     /// Notes an event. It is reported at once, later or, while its type is masked, not at all.
     pub(super) fn raise(&mut self, event: AsyncEvent) {
         let state = &mut self.types[event.event_type() as usize];

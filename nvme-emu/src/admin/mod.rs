@@ -254,6 +254,11 @@ impl Admin {
         self.events.take_completion()
     }
 
+    /// Takes a parked Asynchronous Event Request, for an event that is not the controller's own.
+    pub(crate) fn take_event_request(&mut self) -> Option<u16> {
+        self.events.take_request()
+    }
+
     /// The host aborts a command of the admin queue: if it is a parked Asynchronous Event Request, forgets it and
     /// says so; the core then completes it with Command Abort Requested.
     pub fn abort_event_request(&mut self, cid: u16) -> bool {

@@ -5,6 +5,7 @@ use super::queues::Queues;
 use super::shared::{Finding, Shared};
 use crate::admin::{self, Admin, AsyncEvent, CommandError, HostBuffer, IoCounters, Machine, Outcome};
 use crate::controller::ControllerCounters;
+use crate::faults::Verdict;
 use crate::memory::{Access, MemoryMap};
 use crate::pci::function::{Answer, Call, InterruptKind};
 use crate::reactor::handle::ReactorHandle;
@@ -150,6 +151,13 @@ impl Controller {
                 ShardRequest::CompleteParked { cid: event.cid, status: Status::SUCCESS, dw0: event.dw0 };
             self.to_home(request);
         }
+        let Some(faults) = self.shared.faults.clone() else { return };
+        while faults.has_event()
+            && let Some(cid) = self.admin.take_event_request()
+        {
+            let dw0 = faults.take_event().unwrap_or(0);
+            self.to_home(ShardRequest::CompleteParked { cid, status: Status::SUCCESS, dw0 });
+        }
     }
 }
 
@@ -196,6 +204,7 @@ impl Control {
                 Finding::SubsystemReset => self.subsystem_reset(index),
                 Finding::FunctionReset => self.function_reset(index),
                 Finding::Configured => self.reconcile(index),
+                Finding::ScriptedEvent => controller.post_events(),
             }
         }
     }
@@ -328,9 +337,17 @@ impl Control {
             return;
         }
         controller.take_reports();
+        let faults = controller.shared.faults.as_ref();
+        let corrupt = match faults.map_or(Verdict::Execute, |faults| faults.on_command(0, sqe)) {
+            Verdict::Execute => None,
+            Verdict::Corrupt(offset, bytes) => Some((offset, bytes)),
+            // For the reactor it is as if the command had been parked.
+            Verdict::Ignore => return controller.to_home(ShardRequest::ParkAdmin),
+            Verdict::Fail(status) => return controller.complete_admin(sqe.cid, status, 0),
+        };
         let page_size = controller.shared.registers.cc().memory_page_size();
         let map = controller.map.clone();
-        let mut buffer = CommandBuffer { map: &map, page_size, sqe };
+        let mut buffer = CommandBuffer { map: &map, page_size, sqe, corrupt };
         let machine = View { shared: &controller.shared, queues: &controller.queues };
         match controller.admin.execute(sqe, &mut buffer, &machine) {
             Outcome::Complete { dw0, changed: false } => {
@@ -391,6 +408,8 @@ struct CommandBuffer<'a> {
     map: &'a MemoryMap,
     page_size: u64,
     sqe: &'a SubmissionQueueEntry,
+    /// Bytes that a fault has changed, and where.
+    corrupt: Option<(usize, Vec<u8>)>,
 }
 
 impl CommandBuffer<'_> {
@@ -404,7 +423,16 @@ impl CommandBuffer<'_> {
 
 impl HostBuffer for CommandBuffer<'_> {
     fn write(&mut self, data: &[u8]) -> Result<(), Status> {
-        self.walk(data.len(), Access::Write)?.write(data);
+        let segments = self.walk(data.len(), Access::Write)?;
+        let Some((offset, bytes)) = &self.corrupt else {
+            segments.write(data);
+            return Ok(());
+        };
+        let mut data = data.to_vec();
+        let from = (*offset).min(data.len());
+        let len = bytes.len().min(data.len() - from);
+        data[from..from + len].copy_from_slice(&bytes[..len]);
+        segments.write(&data);
         Ok(())
     }
 

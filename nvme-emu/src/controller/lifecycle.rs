@@ -169,6 +169,7 @@ impl Control {
         let shared = &self.controllers[index].shared;
         shared.config.lock().unwrap_or_else(PoisonError::into_inner).reset();
         shared.pin.reset();
+        shared.faults.iter().for_each(|faults| faults.on_function_reset());
         shared.registers.reset_function();
         self.reconcile(index);
     }

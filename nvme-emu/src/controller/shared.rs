@@ -5,6 +5,7 @@ use super::control::Event;
 use super::counters::{Counters, ReactorCounters};
 use super::interrupts::Pin;
 use super::registers::Registers;
+use crate::faults::Faults;
 use crate::memory::sigbus::Fault;
 use crate::pci::config_space::ConfigSpace;
 use crate::reactor::doorbell::DoorbellPage;
@@ -44,17 +45,20 @@ pub(crate) enum Finding {
     FunctionReset = 1 << 3,
     /// CC was written.
     Configured = 1 << 4,
+    /// A fault script has an event to report.
+    ScriptedEvent = 1 << 6,
 }
 
 impl Finding {
     /// In the order in which they are to be acted on.
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::InvalidDoorbellRegister,
         Self::InvalidDoorbellValue,
         Self::MissingMemory,
         Self::SubsystemReset,
         Self::FunctionReset,
         Self::Configured,
+        Self::ScriptedEvent,
     ];
 }
 
@@ -80,6 +84,8 @@ pub(crate) struct Shared {
     pub(crate) shard_counters: Vec<Arc<ReactorCounters>>,
     pub(crate) control: Sender<Event>,
     pub(crate) reactors: Arc<[ReactorHandle]>,
+    /// What it does wrong by script.
+    pub(crate) faults: Option<Arc<Faults>>,
 }
 
 impl Shared {
@@ -152,6 +158,7 @@ impl Shared {
         config: ConfigSpace,
         control: Sender<Event>,
         reactors: Arc<[ReactorHandle]>,
+        faults: Option<Arc<Faults>>,
     ) -> std::io::Result<Self> {
         Ok(Self {
             index,
@@ -171,6 +178,7 @@ impl Shared {
             shard_counters: reactors.iter().map(|_| Arc::default()).collect(),
             control,
             reactors,
+            faults,
         })
     }
 }

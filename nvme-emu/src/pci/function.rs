@@ -163,7 +163,10 @@ impl PciFunction {
 
     fn read_dword(&self, at: u64) -> u32 {
         match at {
-            0..DOORBELLS => self.shared.registers.read(at, &self.shared.pin),
+            0..DOORBELLS => {
+                let value = self.shared.registers.read(at, &self.shared.pin);
+                self.shared.faults.as_ref().map_or(value, |faults| faults.on_read(at, value))
+            }
             MSIX_TABLE..MSIX_PBA => {
                 let word = self.shared.msix_table.get(((at - MSIX_TABLE) / 4) as usize);
                 word.map_or(0, |word| word.load(Ordering::Relaxed))
@@ -189,6 +192,8 @@ impl PciFunction {
             DOORBELLS..MSIX_TABLE => {
                 self.shared.counters.doorbell_messages.add_shared(1);
                 self.shared.ring(((at - DOORBELLS) / 4) as usize, value);
+            }
+            0..DOORBELLS if self.shared.faults.as_ref().is_some_and(|faults| !faults.on_write(at, value)) => {
             }
             0..DOORBELLS => match self.shared.registers.write(at, value, &self.shared.pin) {
                 Effect::Nothing => {}

@@ -168,8 +168,8 @@ impl CompletionQueue {
     #[inline]
     fn write(&mut self, mut entry: CompletionQueueEntry) {
         let Some(ring) = self.ring else { return };
-        // Entries come with the phase bit clear.
-        entry.status |= self.phase;
+        // Entries come with the phase bit clear, unless it is to be wrong.
+        entry.status ^= self.phase;
         let [low, high]: [u64; 2] = zerocopy::transmute!(entry);
         // SAFETY: `remap` checked that the ring's `size` entries lie in mapped memory, which stays mapped until the
         // next `remap`; `tail` is below `size`; the base is page-aligned, and the guest's side of these words is

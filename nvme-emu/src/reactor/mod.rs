@@ -6,6 +6,7 @@
 //!
 //! * [`run`]: the loop; [`poller`]: when it sleeps; [`handle`] and [`message`]: how others reach it;
 //! * [`shard`]: a controller's share of a reactor: the data path; [`shard_control`]: what happens to it;
+//!   [`shard_faults`]: where it misbehaves, if a script says so;
 //! * [`submission_queue`], [`completion_queue`], [`doorbell`]: what the specification calls so;
 //! * [`disk_queues`]: the other end;
 //! * [`front_door`]: servers that a reactor runs besides.
@@ -20,6 +21,7 @@ pub(crate) mod poller;
 pub(crate) mod run;
 pub(crate) mod shard;
 mod shard_control;
+mod shard_faults;
 pub(crate) mod submission_queue;
 
 pub use front_door::FrontDoor;

@@ -11,6 +11,7 @@ use crate::controller::control::Event;
 use crate::controller::counters::ReactorCounters;
 use crate::controller::interrupts::Vectors;
 use crate::controller::shared::{FailedCommand, Finding, Shared};
+use crate::faults::FaultPoint;
 use crate::memory::{MemoryMap, RegionMask};
 use crate::nvm::composite::Composite;
 use crate::nvm::{self, Context, NamespaceView, Plan, Prepared, errno};
@@ -101,6 +102,8 @@ pub(crate) struct Shard {
     worked: bool,
     /// Something was posted since interrupts were last looked at.
     posted: bool,
+    /// What it does wrong by script.
+    pub(super) faults: Option<Box<FaultPoint>>,
 }
 
 impl Shard {
@@ -108,6 +111,7 @@ impl Shard {
         Self {
             reactor,
             counters: shared.shard_counters[reactor].clone(),
+            faults: shared.faults.clone().map(|faults| Box::new(FaultPoint::new(faults))),
             shared,
             map: Arc::default(),
             epoch: 0,
@@ -150,6 +154,9 @@ impl Shard {
         if !self.flushes_left.is_empty() {
             self.continue_flushes(token, disks);
         }
+        if self.faults.is_some() {
+            self.post_late();
+        }
         if fetched > 0 {
             self.worked = true;
             if self.shared.fault.is_set() {
@@ -186,7 +193,8 @@ impl Shard {
     #[inline]
     fn start_next(&mut self, index: usize, token: u64, disks: &mut DiskQueues) -> bool {
         let Some(sq) = &mut self.sqs[index] else { return false };
-        let Some(cq) = &mut self.cqs[sq.cq] else { return false };
+        let cq_index = sq.cq;
+        let Some(cq) = &mut self.cqs[cq_index] else { return false };
         match cq.reserve() {
             Ok(true) => {}
             Ok(false) => return false,
@@ -199,6 +207,9 @@ impl Shard {
             cq.release();
             return false;
         };
+        if self.faults.is_some() && self.misbehaves(index, &sqe) {
+            return true;
+        }
         let mut context = Context {
             namespaces: &self.namespaces,
             map: &self.map,
@@ -212,7 +223,7 @@ impl Shard {
         match planned {
             Ok(Plan::One(prepared)) => self.start_one(index, &sqe, prepared, token, disks),
             Ok(Plan::Several(_)) if self.composites.len() - self.free_composites.len() == MAX_COMPOSITES => {
-                cq.release();
+                self.cqs[cq_index].as_mut().map(CompletionQueue::release);
                 false
             }
             Ok(Plan::Several(prepare)) => {
@@ -230,7 +241,7 @@ impl Shard {
     }
 
     #[inline]
-    fn advance(&mut self, sq: usize) {
+    pub(super) fn advance(&mut self, sq: usize) {
         if let Some(sq) = &mut self.sqs[sq] {
             sq.advance();
             sq.in_flight += 1;
@@ -314,7 +325,7 @@ impl Shard {
 
     /// Completes a command of an I/O queue: its status, or its failure with NSID and LBA for the error log.
     #[inline]
-    fn finish(&mut self, index: usize, cid: u16, outcome: Result<(), (Status, u32, u64)>) {
+    pub(super) fn finish(&mut self, index: usize, cid: u16, outcome: Result<(), (Status, u32, u64)>) {
         self.in_flight -= 1;
         let Some(sq) = &mut self.sqs[index] else { return };
         sq.in_flight -= 1;
@@ -334,8 +345,14 @@ impl Shard {
                 status
             }
         };
-        cq.post_reserved(CompletionQueueEntry::new(cid, sqid, head, status, false));
+        let entry = CompletionQueueEntry::new(cid, sqid, head, status, false);
         self.posted = true;
+        if self.faults.is_some() {
+            cq.release();
+            let cq = sq.cq;
+            return self.post_as_scripted(cq, entry);
+        }
+        cq.post_reserved(entry);
     }
 
     /// A request of this shard has ended.
@@ -584,6 +601,6 @@ impl Shard {
     }
 }
 
-fn slba(sqe: &SubmissionQueueEntry) -> u64 {
+pub(super) fn slba(sqe: &SubmissionQueueEntry) -> u64 {
     u64::from(sqe.cdw11) << 32 | u64::from(sqe.cdw10)
 }

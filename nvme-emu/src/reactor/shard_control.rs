@@ -125,6 +125,7 @@ impl Shard {
         for sq in self.sqs.drain(..).flatten() {
             self.shared.set_owner(tail_index(sq.parameters.id), None);
         }
+        self.faults.iter_mut().for_each(|point| point.reset());
         self.shadow = None;
         self.admin_outstanding = 0;
         self.draining = false;
@@ -244,8 +245,11 @@ impl Shard {
     fn complete_admin(&mut self, cid: u16, status: Status, dw0: u32) {
         let Some(sq) = self.find_sq(0).and_then(|index| self.sqs[index].as_ref()) else { return };
         let (cq, head) = (sq.cq, sq.head());
-        if let Some(cq) = self.cqs[cq].as_mut().filter(|_| !self.draining) {
-            cq.post(CompletionQueueEntry::new(cid, 0, head, status, false).with_dw0(dw0));
+        let entry = CompletionQueueEntry::new(cid, 0, head, status, false).with_dw0(dw0);
+        if self.faults.is_some() && !self.draining {
+            self.post_as_scripted(cq, entry);
+        } else if let Some(cq) = self.cqs[cq].as_mut().filter(|_| !self.draining) {
+            cq.post(entry);
             self.post_soon();
         }
     }
@@ -282,10 +286,12 @@ impl Shard {
         }
     }
 
-    /// When an interrupt that waits for more completions has to fire.
+    /// When an interrupt that waits for more completions has to fire, or a completion that is late by script is due.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let time = Duration::from_micros(u64::from(self.tuning.coalescing_time_us));
-        self.cqs.iter().flatten().filter_map(|cq| cq.waiting_since).min().map(|since| since + time)
+        let coalesced = self.cqs.iter().flatten().filter_map(|cq| cq.waiting_since).min();
+        let late = self.faults.as_ref().and_then(|point| point.deadline());
+        coalesced.map(|since| since + time).into_iter().chain(late).min()
     }
 }
 

@@ -13,7 +13,7 @@ use nvme_emu::namespace::{Identity, Namespace, NamespaceOptions};
 use nvme_emu::pci::PciFunction;
 use nvme_emu::subsystem::{Subsystem, SubsystemOptions};
 use nvme_emu::vfio_user::Server;
-use nvme_emu::{ControllerOptions, Engine, EngineOptions, PollMode};
+use nvme_emu::{ControllerOptions, Engine, EngineOptions, FaultScript, PollMode};
 use nvme_loopback::Loopback;
 use nvme_spec::Status;
 use nvme_vfio::transport::VfioUser;
@@ -49,12 +49,16 @@ impl Default for Emulated {
 
 impl Emulated {
     fn start(self) -> (Engine, PciFunction) {
+        self.start_with(None)
+    }
+
+    pub fn start_with(self, faults: Option<FaultScript>) -> (Engine, PciFunction) {
         let engine = Engine::start(EngineOptions { poll: self.poll, ..EngineOptions::default() }).unwrap();
         let disk = Arc::new(MemDisk::with_capacity(self.capacity).unwrap());
         let options = NamespaceOptions { block_size: Some(self.block_size), identity: Identity::Fresh };
         let namespace = Namespace::new(1, disk, &options).unwrap();
         let subsystem = Subsystem::new(SubsystemOptions::default(), vec![namespace]).unwrap();
-        let options = ControllerOptions { queues: self.queues, mdts: self.mdts };
+        let options = ControllerOptions { queues: self.queues, mdts: self.mdts, faults };
         let function = engine.add_controller(&subsystem, &options).unwrap();
         (engine, function)
     }
@@ -90,6 +94,15 @@ enum Behind {
 }
 
 impl Rig {
+    /// A controller in this process that misbehaves as the script says.
+    pub fn faulty(script: &str, emulated: Emulated, options: Options) -> Self {
+        let script = FaultScript::parse(script).unwrap();
+        let (engine, function) = emulated.start_with(Some(script));
+        let transport = Loopback::new("loopback", function).unwrap();
+        let controller = Controller::open(Box::new(transport), options).unwrap();
+        Self { controller, _behind: Behind::Engine(engine) }
+    }
+
     pub fn new(place: Place, emulated: Emulated, options: Options) -> Self {
         match place {
             Place::Loopback => {

@@ -86,7 +86,8 @@ impl QueuePair {
         }
         if asked != Some(generation) {
             self.state = State::Parked { trusted, asked: Some(generation) };
-            self.queue.shared().inbox().ask(Request::Queues(self.queue.link.clone()));
+            let link = self.queue.link.clone();
+            self.queue.shared().inbox().ask(Request::Queues { link, generation });
             return Ok(0);
         }
         match self.queue.link.fetch() {

@@ -57,7 +57,7 @@ impl Caretaker {
                 Next::Nothing => {}
                 Next::Fault(fault) => drop(self.recover(&fault, false)),
                 Next::Request(Request::Abort { qid, cid, generation }) => self.abort(qid, cid, generation),
-                Next::Request(Request::Queues(link)) => self.make_queues(&link),
+                Next::Request(Request::Queues { link, generation }) => self.make_queues(&link, generation),
                 Next::Request(Request::Reset(answer)) => {
                     let result = self.recover("a reset was asked for", true);
                     // Fails only if nobody waits any more.
@@ -105,15 +105,14 @@ impl Caretaker {
         }
     }
 
-    /// Makes queues for a parked queue pair.
-    fn make_queues(&mut self, link: &Arc<Link>) {
-        if self.shared.condition() != Condition::Running {
-            // Its owner sees that too.
+    /// Makes queues for a parked queue pair. Where a reset comes in between, its owner will ask again.
+    fn make_queues(&mut self, link: &Arc<Link>, generation: u32) {
+        if generation != self.shared.generation() || self.shared.condition() != Condition::Running {
             return;
         }
         let Some(mut admin) = self.shared.admin_lock_within(self.options.abort_timeout) else {
             // Somebody runs a long command.
-            return self.shared.inbox().ask(Request::Queues(link.clone()));
+            return self.shared.inbox().ask(Request::Queues { link: link.clone(), generation });
         };
         let made = link.deliver(|| match Rings::create(&self.shared, &mut admin, link.qid, link.vector) {
             Ok(rings) => Ok(Delivery::Rings(Box::new(rings))),
@@ -125,10 +124,8 @@ impl Caretaker {
         });
         drop(admin);
         if let Err(error) = made {
-            // Then it is not well after all. Afterwards the queue pair still wants its queues.
-            self.shared.inbox().report(self.shared.generation(), &error);
-            self.shared.inbox().ask(Request::Queues(link.clone()));
-            return;
+            // Then it is not well after all.
+            return self.shared.inbox().report(generation, &error);
         }
         self.shared.count_beat();
         link.wake();

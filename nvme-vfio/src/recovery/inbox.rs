@@ -11,8 +11,8 @@ use crate::error::Error;
 
 /// What a queue pair or a user asks for.
 pub(crate) enum Request {
-    /// New queues for a parked queue pair.
-    Queues(Arc<Link>),
+    /// New queues for a parked queue pair, unless a reset comes in between.
+    Queues { link: Arc<Link>, generation: u32 },
     /// The Abort of a command, if no reset has come in between.
     Abort { qid: u16, cid: u16, generation: u32 },
     /// A reset.
