@@ -60,6 +60,7 @@ fn a_drive_goes_from_the_kernel_to_ringpair_and_back() {
     assert_eq!((&row["driver"], &row["usable"]), (&"vfio-pci".into(), &"yes".into()), "{row}");
     assert_eq!(row["serial"], serial.as_str(), "it is remembered: {row}");
 
+    is_for_users_who_may(&guest, address);
     works_on_it(&guest, address);
     is_served(&guest, address);
 
@@ -103,6 +104,37 @@ fn is_not_taken_from_who_uses_it(guest: &Guest, address: &str, disk: &str) {
     assert!(said.contains(&format!("/dev/{disk} is in use by the kernel")), "{said}");
     guest.check("touch /tmp/enough").expect("enough");
     guest.wait(job, LONG).expect("it ends");
+}
+
+/// What README has an administrator permit is what an ordinary user needs, and what is missing is said.
+fn is_for_users_who_may(guest: &Guest, address: &str) {
+    let user = |limit: &str, line: &str| {
+        format!("ulimit -l {limit} && start-stop-daemon -S -q -c user -x /usr/local/bin/ringpair -- {line}")
+    };
+    // The guest has no users yet.
+    let users = "echo root:x:0:0::/:/bin/sh >>/etc/passwd; echo user:x:1000:1000::/tmp:/bin/sh >>/etc/passwd; \
+                 echo user:x:1000: >>/etc/group";
+    guest.check(users).expect("a user");
+    let file = format!("/dev/vfio/$(basename $(readlink /sys/bus/pci/devices/{address}/iommu_group))");
+    let identify = format!("identify nvme://{address}");
+    let said = complaint(guest, &user("65536", &identify));
+    assert!(said.contains("no permission to open /dev/vfio/") && said.contains("udev"), "{said}");
+    let said = guest.check(&user("65536", "nvme list")).expect("a list");
+    assert!(said.contains("no permission to open /dev/vfio/"), "{said}");
+    for command in ["unbind", "bind"] {
+        let other = guest.nvme_addresses().expect("addresses").pop().expect("a second one");
+        let address = if command == "bind" { &other } else { address };
+        let said = complaint(guest, &user("65536", &format!("nvme {command} {address}")));
+        assert!(said.contains("no permission to write") && said.contains("sudo ringpair nvme"), "{said}");
+    }
+
+    guest.check(&format!("chgrp 1000 {file} && chmod 660 {file}")).expect("permission");
+    let said = complaint(guest, &user("8", &identify));
+    assert!(said.contains("raise ulimit -l"), "{said}");
+    let said = guest.check(&user("65536", &identify)).expect("identified by an ordinary user");
+    assert!(said.contains("QEMU NVMe Ctrl"), "{said}");
+    let said = guest.check(&user("65536", "nvme list")).expect("a list");
+    assert!(said.contains("through /dev/vfio/"), "{said}");
 }
 
 /// Every command takes the drive as a target.

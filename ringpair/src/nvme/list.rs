@@ -74,8 +74,8 @@ fn rows(host: &Host) -> Result<Vec<Row>> {
 
 fn row(host: &Host, controller: &PciDevice, opened: &OpenDevices) -> Row {
     let address = controller.address();
-    // The kernel's driver knows; of a controller that it has not any more, bind has taken a note.
-    let noted = Record::read(host, address).unwrap_or_default();
+    // The kernel's driver knows; of a controller that VFIO has instead, bind has taken a note.
+    let noted = Record::read(host, address).filter(|_| controller.is_bound_to_vfio()).unwrap_or_default();
     let (usable, reason) = verdict(host, controller, opened);
     Row {
         address: address.to_string(),
