@@ -31,6 +31,18 @@ fn interrupts_wake_who_sleeps() {
 }
 
 #[test]
+fn its_namespace_is_a_disk_that_keeps_the_contract() {
+    let Some(turn) = turn() else { return };
+    turn.keeps_the_block_layers_contract();
+}
+
+#[test]
+fn requests_into_registered_memory_are_not_copied() {
+    let Some(turn) = turn() else { return };
+    turn.copies_nothing_of_registered_memory();
+}
+
+#[test]
 fn a_second_process_is_refused() {
     let Some(turn) = turn() else { return };
     turn.refuses_a_second_process();

@@ -9,8 +9,12 @@ use std::time::Duration;
 /// For what writes a lot, in a guest without KVM on a busy machine.
 const LONG: Duration = Duration::from_secs(300);
 
-/// The program, in the guest's PATH.
+/// For the whole contract.
+const VERY_LONG: Duration = Duration::from_secs(900);
+
+/// The programs, in the guest's PATH.
 const PROGRAM: &str = "vfio_exercise";
+const DISK_PROGRAM: &str = "disk_exercise";
 
 /// A booted guest, used by one test at a time.
 pub struct VfioGuest {
@@ -37,7 +41,8 @@ fn boot(kernel: Kernel, bits: u8, interface: &'static str) -> Option<VfioGuest> 
     let guest = builder
         .iommu(bits)
         .memory_mib(768)
-        .program(&program())
+        .program(&program(PROGRAM))
+        .program(&program(DISK_PROGRAM))
         .qemu_nvme(first)
         .qemu_nvme(second)
         .boot()
@@ -56,9 +61,9 @@ fn disk() -> tempfile::NamedTempFile {
 }
 
 /// Where cargo has put the example: beside the tests' folder.
-fn program() -> PathBuf {
+fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("this program");
-    test.ancestors().nth(2).expect("a target directory").join("examples").join(PROGRAM)
+    test.ancestors().nth(2).expect("a target directory").join("examples").join(name)
 }
 
 /// The guest, while one test uses it: the first controller is bound to vfio-pci.
@@ -149,6 +154,23 @@ impl Turn<'_> {
     pub fn sleeps_until_interrupts(&self) {
         let said = self.succeed("--interrupts --queues 3 -- exercise");
         assert!(said.contains("through 3 queues"), "{said}");
+    }
+
+    pub fn keeps_the_block_layers_contract(&self) {
+        let line = format!("{DISK_PROGRAM} nvme://{}/1,vfio={} contract", self.address, self.interface);
+        let said = self.guest.check_within(&line, VERY_LONG).expect("it is kept");
+        assert!(said.contains("all of the contract is kept"), "{said}");
+    }
+
+    pub fn copies_nothing_of_registered_memory(&self) {
+        for options in ["", ",poll=always", ",depth=8,queues=3"] {
+            let line = format!(
+                "{DISK_PROGRAM} nvme://{}/1,vfio={}{options} zero-copy",
+                self.address, self.interface
+            );
+            let said = self.guest.check_within(&line, LONG).expect("it succeeds");
+            assert!(said.contains("bytes_bounced 0\n") && said.contains("verified"), "{said}");
+        }
     }
 
     pub fn refuses_a_second_process(&self) {
