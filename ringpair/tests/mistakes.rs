@@ -118,3 +118,17 @@ fn a_read_only_disk_refuses_to_be_written() {
     let error = fail(1, &["io", &disk, "write", "--length", "4k", "--pattern", "1"]);
     assert!(error.contains("disk.img"), "{error}");
 }
+
+#[test]
+fn a_wrong_fault_script_is_named_with_what_is_wrong() {
+    let folder = Folder::new();
+    let socket = folder.text("socket");
+    for (script, wanted) in [
+        ("[[fault]]\ndo = 'explode'\n", "line 2: unknown variant `explode`"),
+        ("[[fault]]\nopcode = 'reed'\ndo = 'drop'\n", "fault 1: there is no I/O command \"reed\""),
+    ] {
+        let script = folder.write("faults.toml", script);
+        let error = fail(2, &["serve", "--socket", &socket, "--faults", &script, "null:1G"]);
+        assert!(error.contains(&script) && error.contains(wanted), "{error}");
+    }
+}

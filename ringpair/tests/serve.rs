@@ -70,3 +70,28 @@ fn counters_are_written_when_asked_for_and_at_the_end() {
     assert_eq!(served.end(Signal::TERM), Some(0));
     assert_ne!(parsed(), before, "the write was counted");
 }
+
+#[test]
+fn a_controller_misbehaves_as_its_script_says_and_the_driver_puts_it_right() {
+    let folder = Folder::new();
+    let socket = folder.text("socket");
+    let script = "[[fault]]\nopcode = 'write'\nnth = 3\ndo = 'fatal'\n\
+                  [[fault]]\nopcode = 'read'\nnth = 5\ndo = 'wrong-cid'\n";
+    let script = folder.write("faults.toml", script);
+    let served = Served::start(&["--socket", &socket, "--faults", &script, "mem:4M"]);
+    let target = format!("vfio-user:{socket}");
+    let write = ["io", &target, "write", "--length", "4M", "--pattern", "9"];
+    program::succeed(&write);
+    program::succeed(&["io", &target, "verify", "--length", "4M", "--pattern", "9"]);
+    assert_eq!(served.end(Signal::TERM), Some(0));
+
+    // A disk that fails for good is an error that says why.
+    let script = folder.write("gone.toml", "[[fault]]\nnth = 2\ndo = 'gone'\n");
+    let served = Served::start(&["--socket", &socket, "--faults", &script, "mem:4M"]);
+    let output = program::ringpair(&write);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(errors.contains("given up after 5 resets in 600s"), "{errors}");
+    assert!(errors.contains("Host Pathing Error"), "{errors}");
+    drop(served);
+}

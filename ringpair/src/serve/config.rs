@@ -9,6 +9,7 @@
 //! socket = "/run/ringpair/web.sock"
 //! disks = ["/srv/web.img,cache=none", "mem:1G"]
 //! queues = 4              # I/O queue pairs that the guest may create
+//! faults = "drops.toml"   # misbehave by this script, to test the guest's driver (docs/faults.md)
 //!
 //! [[controller]]
 //! socket = "/run/ringpair/db.sock"
@@ -62,6 +63,8 @@ pub struct Controller {
     /// I/O queue pairs that the client may create.
     #[serde(default = "default_queues")]
     pub queues: NonZeroU16,
+    /// The script that it misbehaves by.
+    pub faults: Option<PathBuf>,
 }
 
 /// Enough for the virtual CPUs of most guests; each vector costs a client a descriptor.
@@ -105,6 +108,7 @@ impl Controller {
             socket: arguments.socket.clone().unwrap_or_default(),
             disks: arguments.disks.clone(),
             queues: arguments.queues.unwrap_or(DEFAULT_QUEUES),
+            faults: arguments.faults.clone(),
         }
     }
 }

@@ -11,7 +11,9 @@ use anyhow::{Context, Result, ensure};
 use config::{Controller, Plan, Poll};
 use nvme_emu::subsystem::Subsystem;
 use nvme_emu::vfio_user::Server;
-use nvme_emu::{ControllerCounters, ControllerOptions, Engine, EngineError, EngineOptions, PollMode};
+use nvme_emu::{
+    ControllerCounters, ControllerOptions, Engine, EngineError, EngineOptions, FaultScript, PollMode,
+};
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
@@ -47,6 +49,9 @@ pub struct Arguments {
     /// I/O queue pairs that the guest may create [default: 8]
     #[arg(long, value_name = "N", value_parser = count, conflicts_with = "config")]
     pub queues: Option<NonZeroU16>,
+    /// Misbehave as this TOML script says, to test the driver on the other side: see docs/faults.md
+    #[arg(long, value_name = "FILE", conflicts_with = "config")]
+    pub faults: Option<PathBuf>,
     /// Write counters to this file, as JSON, on SIGUSR1 and at the end
     #[arg(long, value_name = "FILE")]
     pub stats: Option<PathBuf>,
@@ -118,8 +123,13 @@ impl Served {
     fn add(&mut self, controller: &Controller, subsystem: Arc<Subsystem>) -> Result<()> {
         let socket = std::path::absolute(&controller.socket)
             .with_context(|| format!("socket {}", controller.socket.display()))?;
-        let options = ControllerOptions { queues: controller.queues.get(), ..ControllerOptions::default() };
+        let faults = controller.faults.as_deref().map(read_faults).transpose()?;
+        let queues = controller.queues.get();
+        let options = ControllerOptions { queues, faults, ..ControllerOptions::default() };
         let function = self.engine.add_controller(&subsystem, &options).map_err(wrong_number)?;
+        if let Some(script) = &controller.faults {
+            tracing::warn!("the controller at {} misbehaves as {} says", socket.display(), script.display());
+        }
         let server = Server::bind(&socket, function.clone())?;
         self.engine.serve(&function, Box::new(server));
         self.controllers.push((socket, subsystem));
@@ -175,6 +185,11 @@ impl Served {
             self.controllers.iter().map(|(_, subsystem)| disk::flush(subsystem)).collect();
         flushed.into_iter().collect()
     }
+}
+
+fn read_faults(path: &Path) -> Result<FaultScript> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(FaultScript::parse(&text).map_err(|wrong| Usage(format!("{}: {wrong}", path.display())))?)
 }
 
 /// What `--stats` writes.
