@@ -2,7 +2,7 @@
 //! but `identify` and `hold` overwrite its first namespace.
 //!
 //! ```text
-//! vfio_exercise [--vfio auto|group|cdev] [--queues N] [--interrupts] ADDRESS COMMAND
+//! vfio_exercise [--vfio auto|group|cdev|unsafe-no-iommu] [--queues N] [--interrupts] ADDRESS COMMAND
 //!
 //!   identify       what it is
 //!   exercise       write and verify all sizes through all queues at once, and into memory that is not the driver's

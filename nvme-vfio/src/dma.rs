@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::error::Error;
-use crate::iova::IovaAllocator;
+use crate::iova::{HUGE_PAGE, IovaAllocator};
 use crate::transport::{DmaMemory, Transport};
 
 /// A piece of the controller's address space, for it to read data from or write data to.
@@ -41,6 +41,8 @@ impl AsRef<[DmaRange]> for DmaRange {
 pub(crate) struct DmaSpace {
     transport: Arc<dyn Transport>,
     page_size: u64,
+    /// There is no IOMMU: addresses are where memory is.
+    physical: bool,
     iovas: Mutex<IovaAllocator>,
     mappings: Mutex<Mappings>,
 }
@@ -62,7 +64,8 @@ impl DmaSpace {
         // at a memory page of the controller's.
         let page_size = limits.page_size.max(rustix::param::page_size() as u64).max(memory_page_size);
         let iovas = Mutex::new(IovaAllocator::new(&limits, page_size));
-        Arc::new(Self { transport, page_size, iovas, mappings: Mutex::default() })
+        let physical = limits.windows.is_empty();
+        Arc::new(Self { transport, page_size, physical, iovas, mappings: Mutex::default() })
     }
 
     fn mappings(&self) -> MutexGuard<'_, Mappings> {
@@ -92,7 +95,7 @@ impl DmaSpace {
         let failed = |source| self.failed("allocating", len as u64, source);
         let bytes = (len.max(1) as u64).checked_next_multiple_of(self.page_size);
         let bytes = bytes.ok_or_else(|| failed(Errno::NOMEM.into()))?;
-        let memory = SharedMemory::new(bytes).map_err(|errno| failed(errno.into()))?;
+        let memory = SharedMemory::new(bytes, self.page_size).map_err(failed)?;
         let range = DmaMemory { base: memory.base, len: bytes, backing: Some((memory.file.as_fd(), 0)) };
         // SAFETY: the memory belongs to the DmaBuffer made below, which unmaps it from the controller before it
         // unmaps it from this process (or leaves it for good if the former fails), and never makes a reference.
@@ -124,14 +127,16 @@ impl DmaSpace {
     /// As [`Transport::map_dma`].
     unsafe fn map(&self, memory: &DmaMemory<'_>) -> Result<u64, Error> {
         let failed = |source| self.failed("mapping", memory.len, source);
-        let iova = self.iovas().allocate(memory.len);
-        let iova = iova.ok_or_else(|| {
-            let what = "no range of I/O virtual addresses is left that is so long";
-            failed(io::Error::new(io::ErrorKind::OutOfMemory, what))
-        })?;
+        let iova = match self.transport.physical_address(memory) {
+            Some(address) => address.map_err(failed)?,
+            None => self.iovas().allocate(memory.len, memory.base.addr().get() as u64).ok_or_else(|| {
+                let what = "no range of I/O virtual addresses is left that is so long";
+                failed(io::Error::new(io::ErrorKind::OutOfMemory, what))
+            })?,
+        };
         // SAFETY: by this function's condition.
         if let Err(source) = unsafe { self.transport.map_dma(iova, memory) } {
-            self.iovas().release(iova, memory.len);
+            self.release(iova, memory.len);
             return Err(failed(source));
         }
         let mut mappings = self.mappings();
@@ -154,8 +159,15 @@ impl DmaSpace {
             self.mappings().mapped.insert(iova, len);
             return Err(self.failed("unmapping", len, source));
         }
-        self.iovas().release(iova, len);
+        self.release(iova, len);
         Ok(())
+    }
+
+    fn release(&self, iova: u64, len: u64) {
+        // A physical address was never ours to give.
+        if !self.physical {
+            self.iovas().release(iova, len);
+        }
     }
 
     fn iovas(&self) -> MutexGuard<'_, IovaAllocator> {
@@ -263,10 +275,22 @@ struct SharedMemory {
 unsafe impl Send for SharedMemory {}
 
 impl SharedMemory {
-    fn new(len: u64) -> rustix::io::Result<Self> {
+    /// `len` bytes, whole pages of that size; from 2 MiB on, huge pages, each of which lies in one place.
+    fn new(len: u64, page_size: u64) -> io::Result<Self> {
         let size = usize::try_from(len).map_err(|_| Errno::NOMEM)?;
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let file = rustix::fs::memfd_create(c"ringpair-dma", flags)?;
+        let mut flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let huge = page_size >= HUGE_PAGE;
+        if huge {
+            flags |= MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+        }
+        let no_memory = |errno| match errno {
+            Errno::NOMEM if huge => io::Error::new(
+                io::ErrorKind::OutOfMemory,
+                "too few huge pages are free: as root, `sysctl vm.nr_hugepages=N` with a larger N",
+            ),
+            errno => errno.into(),
+        };
+        let file = rustix::fs::memfd_create(c"ringpair-dma", flags).map_err(no_memory)?;
         rustix::fs::ftruncate(&file, len)?;
         // A server that gets this descriptor must not be able to truncate it under our feet (SIGBUS).
         rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
@@ -274,8 +298,8 @@ impl SharedMemory {
         // Populated: the data path takes no page faults.
         let flags = MapFlags::SHARED | MapFlags::POPULATE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory that exists.
-        let base = unsafe { rustix::mm::mmap(std::ptr::null_mut(), size, protection, flags, &file, 0)? };
-        let base = NonNull::new(base.cast()).ok_or(Errno::NOMEM)?;
+        let base = unsafe { rustix::mm::mmap(std::ptr::null_mut(), size, protection, flags, &file, 0) };
+        let base = NonNull::new(base.map_err(no_memory)?.cast()).ok_or(Errno::NOMEM)?;
         Ok(Self { base, len: size, file })
     }
 }

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use crate::transport::DmaLimits;
 
+/// What CPUs and IOMMUs have as the next larger page.
+pub(crate) const HUGE_PAGE: u64 = 2 << 20;
+
 /// Which I/O virtual addresses are free. First fit: there are few, long-lived mappings.
 #[derive(Debug)]
 pub(crate) struct IovaAllocator {
@@ -34,19 +37,26 @@ impl IovaAllocator {
         allocator
     }
 
-    /// Takes `len` bytes, a multiple of the page size and not 0. `None`: no free range is as long.
-    pub(crate) fn allocate(&mut self, len: u64) -> Option<u64> {
+    /// Takes `len` bytes, a multiple of the page size and not 0, for memory that is at `base` in this process. `None`: no
+    /// free range is as long.
+    ///
+    /// Memory that may be made of huge pages gets an address at which they are huge pages for the IOMMU too.
+    pub(crate) fn allocate(&mut self, len: u64, base: u64) -> Option<u64> {
         debug_assert!(len > 0 && len.is_multiple_of(self.page_size));
-        let (first, last) = self
-            .free
-            .iter()
-            .map(|(first, last)| (*first, *last))
-            .find(|(first, last)| last - first >= len - 1)?;
+        let aligned = if len >= HUGE_PAGE { HUGE_PAGE.max(self.page_size) } else { self.page_size };
+        let fits = |(first, last): (u64, u64)| {
+            let iova = first.checked_add(base.wrapping_sub(first) & (aligned - 1) & !(self.page_size - 1))?;
+            (iova <= last && last - iova >= len - 1).then_some((first, iova, last))
+        };
+        let (first, iova, last) = self.free.iter().find_map(|(first, last)| fits((*first, *last)))?;
         self.free.remove(&first);
-        if last - first > len - 1 {
-            self.free.insert(first + len, last);
+        if iova > first {
+            self.free.insert(first, iova - 1);
         }
-        Some(first)
+        if last - iova > len - 1 {
+            self.free.insert(iova + len, last);
+        }
+        Some(iova)
     }
 
     /// Gives back what [`IovaAllocator::allocate`] gave.
@@ -81,31 +91,44 @@ mod tests {
 
     #[test]
     fn address_zero_is_never_handed_out() {
-        assert_eq!(allocator(&[(0, 0xffff)]).allocate(PAGE), Some(PAGE));
+        assert_eq!(allocator(&[(0, 0xffff)]).allocate(PAGE, 0), Some(PAGE));
     }
 
     #[test]
     fn a_window_may_end_at_the_last_address_there_is() {
         let mut iovas = allocator(&[(u64::MAX - 2 * PAGE + 1, u64::MAX)]);
-        let first = iovas.allocate(2 * PAGE).unwrap();
+        let first = iovas.allocate(2 * PAGE, 0).unwrap();
         assert_eq!(first, u64::MAX - 2 * PAGE + 1);
-        assert_eq!(iovas.allocate(PAGE), None);
+        assert_eq!(iovas.allocate(PAGE, 0), None);
         iovas.release(first, 2 * PAGE);
-        assert_eq!(iovas.allocate(PAGE), Some(first));
+        assert_eq!(iovas.allocate(PAGE, 0), Some(first));
     }
 
     #[test]
     fn windows_shrink_to_whole_pages() {
         let mut iovas = allocator(&[(100, 8190), (0x10001, 0x12fff)]);
-        assert_eq!(iovas.allocate(2 * PAGE), Some(0x11000));
-        assert_eq!(iovas.allocate(PAGE), None);
+        assert_eq!(iovas.allocate(2 * PAGE, 0), Some(0x11000));
+        assert_eq!(iovas.allocate(PAGE, 0), None);
+    }
+
+    #[test]
+    fn huge_pages_stay_huge_pages() {
+        let mut iovas = allocator(&[(PAGE, (1 << 39) - 1)]);
+        let base = 0x7f12_3456_7000;
+        let iova = iovas.allocate(HUGE_PAGE, base).unwrap();
+        assert_eq!(iova % HUGE_PAGE, base % HUGE_PAGE);
+        // What was left before it serves for what is small.
+        assert_eq!(iovas.allocate(PAGE, base), Some(PAGE));
+        iovas.release(iova, HUGE_PAGE);
+        iovas.release(PAGE, PAGE);
+        assert_eq!(iovas.free.into_iter().collect::<Vec<_>>(), [(PAGE, (1 << 39) - 1)]);
     }
 
     #[test]
     fn what_spans_two_windows_is_not_free() {
         // The hole is where x86 has its MSI window.
         let mut iovas = allocator(&[(0, 0xfedf_ffff), (0xfef0_0000, 0x7f_ffff_ffff)]);
-        assert_eq!(iovas.allocate(0xfee0_0000), Some(0xfef0_0000));
+        assert_eq!(iovas.allocate(0xfee0_0000, 0), Some(0xff00_0000));
     }
 
     proptest! {
@@ -119,7 +142,7 @@ mod tests {
             for (take, pages, pick) in steps {
                 if take {
                     let len = pages * PAGE;
-                    if let Some(iova) = iovas.allocate(len) {
+                    if let Some(iova) = iovas.allocate(len, 0) {
                         prop_assert!(iova.is_multiple_of(PAGE));
                         prop_assert!(windows.iter().any(|(a, b)| iova >= *a && iova + len - 1 <= *b));
                         prop_assert!(held.iter().all(|(i, l)| iova + len <= *i || i + l <= iova));

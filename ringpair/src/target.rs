@@ -66,8 +66,7 @@ fn nvme(text: &str, mut spec: DiskSpec) -> Result<Target, String> {
         None => (location, None),
     };
     let address = address.parse().map_err(|error| format!("`{text}`: {error}"))?;
-    let words = [("auto", Interface::Auto), ("group", Interface::Group), ("cdev", Interface::Cdev)];
-    let interface = spec.take_word("vfio", &words).map_err(|error| error.to_string())?;
+    let interface = spec.take_word("vfio", &Interface::WORDS).map_err(|error| error.to_string())?;
     let seconds = |text: &str| text.parse().ok().filter(|seconds| *seconds > 0);
     let timeout = spec.take_parsed("timeout", "a number of seconds from 1 to 65535", seconds);
     let timeout = timeout.map_err(|error| error.to_string())?;

@@ -2,7 +2,7 @@
 //!
 //! Options: `queues=` queue pairs to ask the controller for (64), `depth=` commands in flight in each (128), `timeout=`
 //! seconds that a command may take (30), `poll=adaptive|always` (with `always`, controllers are not asked for interrupts,
-//! and threads never sleep while requests are pending), `readonly=on|off`; for `nvme://`, `vfio=auto|group|cdev`.
+//! and threads never sleep while requests are pending), `readonly=on|off`; for `nvme://`, `vfio=auto|group|cdev|unsafe-no-iommu`.
 //!
 //! A controller is opened with its first disk and closed with its last. Disks that name one that is open share it;
 //! options that say something else about it than the first disk's did are an error.
@@ -44,8 +44,7 @@ pub fn open_nvme(mut spec: DiskSpec) -> Result<NvmeDisk, OpenError> {
     let Some((address, nsid)) = parsed else {
         return Err(unusable(&spec, "expected nvme://DDDD:BB:DD.F/NSID, such as nvme://0000:01:00.0/1"));
     };
-    let words = [("auto", Interface::Auto), ("group", Interface::Group), ("cdev", Interface::Cdev)];
-    let interface = spec.take_word("vfio", &words)?.unwrap_or_default();
+    let interface = spec.take_word("vfio", &Interface::WORDS)?.unwrap_or_default();
     let key = Key::Nvme(address);
     open(spec, key, nsid, |_| {
         Ok(Box::new(Vfio::open(address, interface).map_err(|error| error.to_string())?))
@@ -242,7 +241,7 @@ mod tests {
             ("depth=x", "commands from 1"),
             ("timeout=0", "seconds"),
             ("poll=never", "adaptive|always"),
-            ("vfio=usb", "auto|group|cdev"),
+            ("vfio=usb", "auto|group|cdev|unsafe-no-iommu"),
             ("readonly=yes", "on|off"),
             ("cache=none", "takes vfio, queues, depth, timeout, poll, readonly"),
         ] {

@@ -88,6 +88,13 @@ pub trait Transport: Send + Sync {
     /// time.
     unsafe fn map_dma(&self, iova: u64, memory: &DmaMemory<'_>) -> io::Result<()>;
 
+    /// Without an IOMMU: the one address at which [`Transport::map_dma`] takes this memory, which is where it really is.
+    /// `None`: there is an IOMMU, or what does its work, and the caller chooses.
+    fn physical_address(&self, memory: &DmaMemory<'_>) -> Option<io::Result<u64>> {
+        let _ = memory;
+        None
+    }
+
     /// Takes back exactly what one [`Transport::map_dma`] gave. When this returns `Ok`, the controller can no longer
     /// reach the memory.
     ///
@@ -151,7 +158,8 @@ pub struct DmaMemory<'a> {
 /// What a transport's I/O virtual addresses are like.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DmaLimits {
-    /// Usable ranges of addresses, in order, apart from each other: an IOMMU's width less what it has reserved.
+    /// Usable ranges of addresses, in order, apart from each other: an IOMMU's width less what it has reserved. None
+    /// where there is no IOMMU: see [`Transport::physical_address`].
     pub windows: Vec<RangeInclusive<u64>>,
     /// Mappings begin and end at multiples of this.
     pub page_size: u64,

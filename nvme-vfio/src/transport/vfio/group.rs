@@ -9,8 +9,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use vfio_bindings::bindings::vfio::{
     VFIO_API_VERSION, VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_GROUP_FLAGS_VIABLE,
-    VFIO_TYPE1v2_IOMMU, vfio_group_status, vfio_iommu_type1_dma_map, vfio_iommu_type1_dma_unmap,
-    vfio_iommu_type1_info,
+    VFIO_NOIOMMU_IOMMU, VFIO_TYPE1v2_IOMMU, vfio_group_status, vfio_iommu_type1_dma_map,
+    vfio_iommu_type1_dma_unmap, vfio_iommu_type1_info,
 };
 
 use super::super::{DmaLimits, DmaMemory};
@@ -69,7 +69,7 @@ pub(super) fn open_file(address: PciAddress, path: &str) -> Result<OwnedFd, Open
 }
 
 /// Opens a container, of a kernel that speaks our VFIO.
-fn open_container(address: PciAddress) -> Result<OwnedFd, OpenError> {
+pub(super) fn open_container(address: PciAddress) -> Result<OwnedFd, OpenError> {
     let missing = |what: &str| OpenError::Missing { address, what: what.into() };
     let container = open_file(address, CONTAINER).map_err(|error| match error {
         OpenError::Io { source, .. } if matches!(source.raw_os_error(), Some(ENOENT | ENODEV)) => {
@@ -90,7 +90,7 @@ const ENOENT: i32 = Errno::NOENT.raw_os_error();
 const ENODEV: i32 = Errno::NODEV.raw_os_error();
 
 /// Opens a group, all of whose devices can be had.
-fn open_group(address: PciAddress, group: &IommuGroup, path: &str) -> Result<OwnedFd, OpenError> {
+pub(super) fn open_group(address: PciAddress, group: &IommuGroup, path: &str) -> Result<OwnedFd, OpenError> {
     let fd = open_file(address, path).map_err(|error| match error {
         OpenError::Io { source, .. } if source.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {
             // Whoever has one device of a group has the group.
@@ -129,7 +129,11 @@ pub(super) fn set_iommu(address: PciAddress, container: &OwnedFd, kind: u32) -> 
     // SAFETY: the request takes a number.
     let known = unsafe { ioctl::with_value(container, VFIO_CHECK_EXTENSION, kind as usize) };
     if known.unwrap_or(0) == 0 {
-        let what = "the kernel's VFIO has no type1 IOMMU: as root, `modprobe vfio_iommu_type1`".into();
+        let what = match kind {
+            VFIO_NOIOMMU_IOMMU => "the kernel's VFIO does not do without an IOMMU",
+            _ => "the kernel's VFIO has no type1 IOMMU: as root, `modprobe vfio_iommu_type1`",
+        };
+        let what = what.into();
         return Err(OpenError::Missing { address, what });
     }
     // SAFETY: the request takes a number.

@@ -116,7 +116,7 @@ mod tests {
         let mut iovas = IovaAllocator::new(&limits, 4096);
         let piece = 64 << 20;
         let mut taken = 0;
-        while let Some(iova) = iovas.allocate(piece) {
+        while let Some(iova) = iovas.allocate(piece, 0) {
             let last = iova + piece - 1;
             assert!(last < 0xfee0_0000 || (iova >= 0xfef0_0000 && last <= 0x7f_ffff_ffff), "{iova:#x}");
             taken += piece;

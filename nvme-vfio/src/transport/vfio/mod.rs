@@ -12,6 +12,7 @@ mod group;
 mod ioctl;
 mod iova;
 mod mappings;
+mod no_iommu;
 mod open_error;
 pub mod sysfs;
 
@@ -36,28 +37,36 @@ pub enum Interface {
     Group,
     /// /dev/vfio/devices/vfioN with iommufd: kernels since 6.6, if built with it.
     Cdev,
+    /// /dev/vfio/noiommu-GROUP: nothing keeps the device, nor an error in this program, from reading and writing all
+    /// memory of the machine. For machines without an IOMMU whose devices and programs are all trusted; needs root and
+    /// reserved huge pages. Never picked unasked.
+    NoIommu,
+}
+
+impl Interface {
+    /// All of them, by the words for them.
+    pub const WORDS: [(&str, Self); 4] = [
+        ("auto", Self::Auto),
+        ("group", Self::Group),
+        ("cdev", Self::Cdev),
+        ("unsafe-no-iommu", Self::NoIommu),
+    ];
 }
 
 impl FromStr for Interface {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            "group" => Ok(Self::Group),
-            "cdev" => Ok(Self::Cdev),
-            _ => Err(format!("vfio={text}: expected auto, group or cdev")),
-        }
+        let found = Self::WORDS.into_iter().find(|(word, _)| *word == text);
+        let expected = || Self::WORDS.map(|(word, _)| word).join("|");
+        found.map(|(_, interface)| interface).ok_or_else(|| format!("vfio={text}: expected {}", expected()))
     }
 }
 
 impl fmt::Display for Interface {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Auto => "auto",
-            Self::Group => "group",
-            Self::Cdev => "cdev",
-        })
+        let word = Self::WORDS.into_iter().find(|(_, interface)| interface == self);
+        f.write_str(word.map_or("", |(word, _)| word))
     }
 }
 
@@ -65,6 +74,7 @@ impl fmt::Display for Interface {
 enum AddressSpace {
     Container(group::Container),
     Ioas(cdev::Ioas),
+    Physical(no_iommu::PhysicalMemory),
 }
 
 /// A controller that this process owns. Nobody else can open it as long as this lives.
@@ -94,11 +104,18 @@ impl Vfio {
             }
             None => {
                 let group = found.iommu_group().ok_or(OpenError::NoIommu(address))?;
-                if group.is_no_iommu() {
-                    return Err(OpenError::NoIommu(address));
+                match (group.is_no_iommu(), interface) {
+                    (true, Interface::NoIommu) => {
+                        let (memory, fd) = no_iommu::open(&found, &group)?;
+                        (AddressSpace::Physical(memory), fd, Interface::NoIommu)
+                    }
+                    (true, _) => return Err(OpenError::NoIommu(address)),
+                    (false, Interface::NoIommu) => return Err(OpenError::HasIommu(address)),
+                    (false, _) => {
+                        let (container, fd) = group::open(&found, &group)?;
+                        (AddressSpace::Container(container), fd, Interface::Group)
+                    }
                 }
-                let (container, fd) = group::open(&found, &group)?;
-                (AddressSpace::Container(container), fd, Interface::Group)
             }
         };
         let device = Device::new(fd).map_err(OpenError::io(address, "asking about it"))?;
@@ -130,7 +147,7 @@ fn check(device: &PciDevice) -> Result<(), OpenError> {
 /// The device's file, if it shall be taken by that; `None`: by its group.
 fn pick(device: &PciDevice, interface: Interface) -> Result<Option<String>, OpenError> {
     match (interface, cdev::path(device)) {
-        (Interface::Group, _) | (Interface::Auto, None) => Ok(None),
+        (Interface::Group | Interface::NoIommu, _) | (Interface::Auto, None) => Ok(None),
         (Interface::Auto, Some(path)) => Ok(Some(path).filter(|path| cdev::is_permitted(path))),
         (Interface::Cdev, Some(path)) => Ok(Some(path)),
         (Interface::Cdev, None) => Err(OpenError::Missing {
@@ -177,6 +194,14 @@ impl Transport for Vfio {
         match &self.space {
             AddressSpace::Container(container) => container.limits().clone(),
             AddressSpace::Ioas(ioas) => ioas.limits().clone(),
+            AddressSpace::Physical(memory) => memory.limits(),
+        }
+    }
+
+    fn physical_address(&self, memory: &DmaMemory<'_>) -> Option<io::Result<u64>> {
+        match &self.space {
+            AddressSpace::Physical(physical) => Some(physical.address(memory)),
+            AddressSpace::Container(_) | AddressSpace::Ioas(_) => None,
         }
     }
 
@@ -186,6 +211,11 @@ impl Transport for Vfio {
             match &self.space {
                 AddressSpace::Container(container) => container.map(iova, memory),
                 AddressSpace::Ioas(ioas) => ioas.map(iova, memory),
+                // There is nothing to set up, and no other address.
+                AddressSpace::Physical(physical) => match physical.address(memory)? {
+                    address if address == iova => Ok(()),
+                    _ => Err(io::ErrorKind::InvalidInput.into()),
+                },
             }
         }
     }
@@ -194,6 +224,8 @@ impl Transport for Vfio {
         match &self.space {
             AddressSpace::Container(container) => container.unmap(iova, len),
             AddressSpace::Ioas(ioas) => ioas.unmap(iova, len),
+            // All that can be done about it is to give the device no such address any more.
+            AddressSpace::Physical(_) => Ok(()),
         }
     }
 
@@ -228,7 +260,7 @@ mod tests {
 
     #[test]
     fn interfaces_are_named_as_they_print() {
-        for interface in [Interface::Auto, Interface::Group, Interface::Cdev] {
+        for (_, interface) in Interface::WORDS {
             assert_eq!(interface.to_string().parse(), Ok(interface));
         }
         let error = "type1".parse::<Interface>().unwrap_err();

@@ -56,6 +56,9 @@ pub enum OpenError {
          amd_iommu=on)"
     )]
     NoIommu(PciAddress),
+    /// It was to be used without an IOMMU, and has one.
+    #[error("{0} is behind an IOMMU: use it, with vfio=auto")]
+    HasIommu(PciAddress),
     /// Devices that cannot be kept apart from it are not given to VFIO.
     #[error(
         "{address} shares IOMMU group {group} with {others}: all of them have to be bound to vfio-pci, or to no driver"
