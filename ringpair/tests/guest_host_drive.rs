@@ -164,7 +164,9 @@ fn works_on_it(guest: &Guest, address: &str) {
 
 /// The drive as a disk of a server, and what others hear of it meanwhile.
 fn is_served(guest: &Guest, address: &str) {
-    let serve = format!("ringpair serve --socket /tmp/drive.sock nvme://{address}/1 >/tmp/served 2>&1");
+    let serve = format!(
+        "ringpair serve --socket /tmp/drive.sock --stats /tmp/stats nvme://{address}/1 >/tmp/served 2>&1"
+    );
     let job = guest.start(&format!("{serve} & echo $! >/tmp/serve.pid; wait $!")).expect("started");
     let ready = "for i in $(seq 300); do grep -qs '^ready' /tmp/served && exit 0; sleep 0.1; done; cat /tmp/served >&2; exit 1";
     guest.check_within(&format!("({ready})"), LONG).expect("it is served");
@@ -182,4 +184,9 @@ fn is_served(guest: &Guest, address: &str) {
     guest.check("kill $(cat /tmp/serve.pid)").expect("told to end");
     let output = guest.wait(job, LONG).expect("it ends");
     assert!(output.success(), "{output:?}");
+    let said = guest.check("cat /tmp/stats").expect("counters");
+    let stats: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+    let counters = &stats["controllers"][0]["disks"]["1"];
+    assert_eq!(counters["bytes_bounced"], 0, "nothing is copied on the way: {said}");
+    assert!(counters["bytes_direct"].as_u64() >= Some(2 << 20), "{said}");
 }
