@@ -129,8 +129,9 @@ impl Turn<'_> {
     }
 
     fn kill(&self, pid: &str) {
-        // Nobody may wait for it, so that it stays as a zombie.
-        let alive = format!("grep -qs '^State:.[^ZX]' /proc/{pid}/status");
+        // Nobody may wait for it, so that it stays as a zombie; and its first thread is one before the others, which
+        // hold its files as well, have ended.
+        let alive = format!("grep -qs '^State:.[^ZX]' /proc/{pid}/task/*/status");
         let script = format!("kill -9 {pid}; while {alive}; do sleep 0.05; done");
         self.guest.check(&script).expect("it is gone");
     }
