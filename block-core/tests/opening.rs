@@ -4,14 +4,29 @@ use block_core::{Disk, DiskInfo, Registry, Unmapped};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tempfile::TempDir;
 
-fn dir() -> TempDir {
-    tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
+/// A directory of its own, and the only test that runs: a child that another one is just making would hold the locks
+/// of this one's files for a moment, until it is its program.
+struct Dir {
+    dir: TempDir,
+    _alone: MutexGuard<'static, ()>,
 }
 
-fn file(dir: &TempDir, name: &str, size: u64) -> PathBuf {
+impl Dir {
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+fn dir() -> Dir {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    Dir { dir: tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap(), _alone: alone }
+}
+
+fn file(dir: &Dir, name: &str, size: u64) -> PathBuf {
     let path = dir.path().join(name);
     File::create(&path).unwrap().set_len(size).unwrap();
     path
