@@ -423,7 +423,8 @@ mod tests {
     fn the_examples_of_the_documentation_are_scripts() {
         let page = include_str!("../../../docs/faults.md");
         let blocks = page.split("```toml\n").skip(1).map(|block| block.split("```").next().unwrap());
-        assert_eq!(blocks.map(|block| one(block).nth).count(), 3);
+        let faults: Vec<Fault> = blocks.map(one).collect();
+        assert_eq!(faults.len(), 3);
         let first = page.split("$ cat lost-read.toml\n").nth(1).unwrap().split("\n$").next().unwrap();
         let lost = one(first);
         assert_eq!((lost.nth.get(), lost.what), (3, Do::Tamper(Tamper::Drop)));
