@@ -55,7 +55,7 @@ fn run() -> Result<()> {
     let controller = Controller::open(Box::new(vfio), options)?;
     match command.as_str() {
         "identify" => identify(&controller),
-        "exercise" => exercise(&controller),
+        "exercise" => exercise(&controller, interface != Interface::NoIommu),
         "write" => write_file(&controller, &std::fs::read(next("a file is missing")?)?),
         "hammer" => hammer(&controller),
         "hold" => loop {
@@ -133,7 +133,7 @@ fn sizes(most: u32) -> Vec<u32> {
     sizes
 }
 
-fn exercise(controller: &Controller) -> Result<()> {
+fn exercise(controller: &Controller, has_iommu: bool) -> Result<()> {
     let namespace = controller.namespace(1)?;
     let queues = u64::from(controller.max_queues());
     let share = namespace.capacity_lbas() / queues;
@@ -148,7 +148,7 @@ fn exercise(controller: &Controller) -> Result<()> {
         ended.sum::<Result<u64>>()
     })?;
     say(&format!("verified {verified} bytes through {queues} queues"))?;
-    lend(controller, &namespace)
+    lend(controller, &namespace, has_iommu)
 }
 
 /// Commands in flight at once.
@@ -201,7 +201,7 @@ fn exercise_queue(controller: &Controller, namespace: &Namespace, first: u64, lb
 }
 
 /// Reads into memory that is not the driver's, as a guest's is not.
-fn lend(controller: &Controller, namespace: &Namespace) -> Result<()> {
+fn lend(controller: &Controller, namespace: &Namespace, has_iommu: bool) -> Result<()> {
     const LEN: usize = 1 << 20;
     let mut pair = controller.queue_pair()?;
     let block = namespace.block_size();
@@ -218,7 +218,14 @@ fn lend(controller: &Controller, namespace: &Namespace) -> Result<()> {
     // SAFETY: the layout has a size.
     let memory = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) }).ok_or("out of memory")?;
     // SAFETY: the memory is freed after it has been taken back, and never referenced.
-    let mapping = unsafe { controller.map_dma(&DmaMemory { base: memory, len: LEN as u64, backing: None })? };
+    let mapping = unsafe { controller.map_dma(&DmaMemory { base: memory, len: LEN as u64, backing: None }) };
+    if !has_iommu {
+        return match mapping {
+            Err(_) => say("ordinary memory cannot be lent without an IOMMU"),
+            Ok(_) => Err("ordinary memory was lent without an IOMMU".into()),
+        };
+    }
+    let mapping = mapping?;
     let range = mapping.translate(memory.as_ptr(), len).ok_or("the memory is not in its mapping")?;
     pair.read(namespace, 0, blocks, range, 1)?;
     finish(&mut pair)?;

@@ -4,12 +4,15 @@ mod vfio_guest;
 
 use fixtures::Kernel;
 use std::sync::OnceLock;
-use vfio_guest::{Turn, VfioGuest};
+use vfio_guest::{Machine, Turn, VfioGuest};
 
 static GUEST: OnceLock<Option<VfioGuest>> = OnceLock::new();
 
+const MACHINE: Machine =
+    Machine { kernel: Kernel::V6_12, iommu: Some(39), arguments: "", interface: "group" };
+
 fn turn() -> Option<Turn<'static>> {
-    vfio_guest::get(&GUEST, Kernel::V6_12, 39, "group").map(VfioGuest::turn)
+    vfio_guest::get(&GUEST, &MACHINE).map(VfioGuest::turn)
 }
 
 #[test]

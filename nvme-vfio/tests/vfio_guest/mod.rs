@@ -1,6 +1,9 @@
 //! A guest with an emulated IOMMU and two of QEMU's NVMe controllers, in which `vfio_exercise` of this package runs on the
 //! kernel's VFIO. What it is to do is the same for each of the kernel's interfaces, and so are the tests.
 
+// Each file of tests is a program of its own, and uses its own part of this.
+#![allow(dead_code)]
+
 use fixtures::{Guest, Kernel, guest_with_or_skip};
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -24,22 +27,30 @@ pub struct VfioGuest {
     interface: &'static str,
 }
 
-/// The guest of this test program, booted when the first test asks for it.
-pub fn get(
-    slot: &'static OnceLock<Option<VfioGuest>>,
-    kernel: Kernel,
-    bits: u8,
-    interface: &'static str,
-) -> Option<&'static VfioGuest> {
-    slot.get_or_init(|| boot(kernel, bits, interface)).as_ref()
+/// What kind of guest.
+pub struct Machine {
+    pub kernel: Kernel,
+    /// Bits of the IOMMU's addresses; `None`: there is no IOMMU.
+    pub iommu: Option<u8>,
+    /// Further words for the kernel's command line.
+    pub arguments: &'static str,
+    /// By which of the kernel's interfaces programs take controllers.
+    pub interface: &'static str,
 }
 
-fn boot(kernel: Kernel, bits: u8, interface: &'static str) -> Option<VfioGuest> {
-    let builder = guest_with_or_skip(kernel)?;
+/// The guest of this test program, booted when the first test asks for it.
+pub fn get(slot: &'static OnceLock<Option<VfioGuest>>, machine: &Machine) -> Option<&'static VfioGuest> {
+    slot.get_or_init(|| boot(machine)).as_ref()
+}
+
+fn boot(machine: &Machine) -> Option<VfioGuest> {
+    let mut builder = guest_with_or_skip(machine.kernel)?.kernel_arguments(machine.arguments);
+    if let Some(bits) = machine.iommu {
+        builder = builder.iommu(bits);
+    }
     let disks = [disk(), disk()];
     let [first, second] = disks.each_ref().map(tempfile::NamedTempFile::path);
     let guest = builder
-        .iommu(bits)
         .memory_mib(768)
         .program(&program(PROGRAM))
         .program(&program(DISK_PROGRAM))
@@ -51,7 +62,7 @@ fn boot(kernel: Kernel, bits: u8, interface: &'static str) -> Option<VfioGuest> 
     drop(disks);
     let addresses = guest.nvme_addresses().expect("the controllers' addresses");
     let addresses = addresses.try_into().expect("two controllers");
-    Some(VfioGuest { guest: Mutex::new(guest), addresses, interface })
+    Some(VfioGuest { guest: Mutex::new(guest), addresses, interface: machine.interface })
 }
 
 fn disk() -> tempfile::NamedTempFile {
@@ -104,7 +115,7 @@ impl Turn<'_> {
         format!("{PROGRAM} --vfio {} {options} {address} {command}", self.interface)
     }
 
-    fn succeed(&self, rest: &str) -> String {
+    pub fn succeed(&self, rest: &str) -> String {
         self.guest.check_within(&self.line(rest), LONG).expect("it succeeds")
     }
 
