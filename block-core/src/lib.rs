@@ -19,6 +19,7 @@ pub mod disk;
 pub mod file;
 pub mod mem;
 pub mod null;
+pub mod qcow2;
 pub mod queue;
 pub mod registry;
 pub mod request;
