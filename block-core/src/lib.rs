@@ -17,6 +17,8 @@
 pub mod contract;
 pub mod disk;
 pub mod file;
+pub mod format;
+pub mod image_file;
 pub mod mem;
 pub mod null;
 pub mod qcow2;
@@ -28,6 +30,7 @@ pub mod spec;
 pub mod write_ranges;
 
 pub use disk::{Disk, DiskInfo, MemoryRegion, Unmapped};
+pub use image_file::ImageFile;
 pub use queue::{Queue, Submission};
 pub use registry::{OpenError, Registry};
 pub use request::{Completion, Operation, Request, RequestError, RequestFlags, RequestResult, Segment};

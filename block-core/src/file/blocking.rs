@@ -91,6 +91,11 @@ impl OpenFile {
     unsafe fn read(&self, transfer: &mut Transfer, workplace: &mut Workplace<'_>) -> Result<(), i32> {
         while transfer.left > 0 && self.takes_rest_directly(transfer) {
             match readv(self.as_fd(), transfer.next_segments(), transfer.offset)? {
+                0 if self.image => {
+                    // SAFETY: handed on from the caller.
+                    unsafe { segments::zero(transfer.segments()) };
+                    transfer.advance(transfer.left);
+                }
                 // The file has been cut off behind our back.
                 0 => return Err(libc::EIO),
                 n => transfer.advance(n),
@@ -191,13 +196,17 @@ impl OpenFile {
         let mut done = 0;
         while done < needed {
             let to = [Segment { base: bounce.base().wrapping_add(at + done), len: len - done }];
-            match readv(self.as_fd(), &to, offset + done as u64)? as usize {
-                0 => return Err(libc::EIO),
-                n => done += n,
+            let n = readv(self.as_fd(), &to, offset + done as u64)? as usize;
+            done += n;
+            if n > 0 && (done >= needed || self.aligned(done as u64, 0)) {
+                continue;
             }
-            if done < needed && !self.aligned(done as u64, 0) {
+            if !self.image {
                 return Err(libc::EIO);
             }
+            // SAFETY: `at + len` is inside the buffer.
+            unsafe { std::ptr::write_bytes(bounce.base().wrapping_add(at + done), 0, len - done) };
+            done = len;
         }
         Ok(())
     }

@@ -27,12 +27,26 @@ pub(super) enum LockError {
     Host(io::Error),
 }
 
-/// Locks a file as QEMU does for a guest's disk: we read, and write unless `read_only`, and want nobody else to write or
-/// resize it. Ends with [`unlock`], or when the last descriptor of this open file is closed.
+/// What we do with a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    /// Read it.
+    Read,
+    /// Read and write it.
+    Write,
+    /// Read and write it, and make it longer.
+    WriteAndResize,
+}
+
+/// Locks a file as QEMU does for a guest's disk: we use it as `access` says, and want nobody else to write or resize it. Ends with [`unlock`], or when the last descriptor of this open file is closed.
 ///
 /// A file system without such locks is no error: then nobody can see anybody.
-pub(super) fn lock(file: BorrowedFd<'_>, read_only: bool) -> Result<(), LockError> {
-    let used: &[u64] = if read_only { &[CONSISTENT_READ] } else { &[CONSISTENT_READ, WRITE] };
+pub(super) fn lock(file: BorrowedFd<'_>, access: Access) -> Result<(), LockError> {
+    let used: &[u64] = match access {
+        Access::Read => &[CONSISTENT_READ],
+        Access::Write => &[CONSISTENT_READ, WRITE],
+        Access::WriteAndResize => &[CONSISTENT_READ, WRITE, RESIZE],
+    };
     let unshared = [WRITE, RESIZE];
     let bytes = used.iter().map(|p| PERMISSION_BASE + p).chain(unshared.map(|p| UNSHARED_BASE + p));
     for byte in bytes {
@@ -61,7 +75,7 @@ pub(super) fn lock(file: BorrowedFd<'_>, read_only: bool) -> Result<(), LockErro
 
 /// Lets go of the locks, even where a child process that has not got to its exec still has the file open.
 pub(super) fn unlock(file: BorrowedFd<'_>) {
-    for byte in [CONSISTENT_READ, WRITE].map(|p| PERMISSION_BASE + p) {
+    for byte in [CONSISTENT_READ, WRITE, RESIZE].map(|p| PERMISSION_BASE + p) {
         let _ = ofd(file, libc::F_OFD_SETLK, libc::F_UNLCK, byte);
     }
     for byte in [WRITE, RESIZE].map(|p| UNSHARED_BASE + p) {

@@ -6,7 +6,7 @@
 //! | `aio=` | `auto` (default: io_uring where it works), `io_uring`, `threads` |
 //! | `readonly=` | `off` (default), `on` |
 //! | `discard=` | `unmap` (default): a discard gives the range back; `ignore` |
-//! | `format=` | `raw`; without it a file named `.qcow2`, or with such a header, is refused |
+//! | `format=` | `raw`; without it a file that begins like a qcow2 image is refused |
 //!
 //! What a request meets, in order: `open_file.rs` says what can be said at once; then an engine takes it, `uring.rs` or
 //! `threads.rs`. `blocking.rs` carries out, on the threads of `pool.rs`, what the kernel does not take as it is, among
@@ -17,6 +17,7 @@ mod blocking;
 mod bounce;
 mod cache_mode;
 mod discard;
+mod image;
 mod lock;
 mod open;
 mod open_file;
@@ -51,7 +52,10 @@ impl FileDisk {
     ///
     /// An option that is wrong, a file that is not there, in use by somebody else, or not what its name says.
     pub fn open(spec: DiskSpec) -> Result<Self, OpenError> {
-        let options = FileOptions::take(spec)?;
+        Self::open_with(FileOptions::take(spec)?)
+    }
+
+    fn open_with(options: FileOptions) -> Result<Self, OpenError> {
         let asked = options.aio;
         let file = options.open()?;
         let aio = match asked {

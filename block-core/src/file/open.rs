@@ -3,10 +3,11 @@
 use super::alignment::Alignment;
 use super::bounce::BounceBuffer;
 use super::cache_mode::CacheMode;
-use super::lock::{LockError, lock};
+use super::lock::{Access, LockError, lock};
 use super::open_file::{Kind, OpenFile};
 use super::transfer::MAX_BYTES;
 use crate::disk::{DiskInfo, Unmapped};
+use crate::format::{self, Format};
 use crate::registry::OpenError;
 use crate::spec::DiskSpec;
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
@@ -26,33 +27,51 @@ pub(super) enum Aio {
     Threads,
 }
 
+/// What the file holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Content {
+    /// A raw disk, as far as its name goes: not if it begins like an image of another format.
+    Raw,
+    /// A raw disk, because somebody has said so: whatever it begins with is the guest's data.
+    SaidRaw,
+    /// The image of a format, which grows as the format wants.
+    Image,
+}
+
 /// What the name of a file disk says.
 pub(super) struct FileOptions {
     path: PathBuf,
-    /// `format=raw` was said, so that the header does not matter.
-    format_said: bool,
+    content: Content,
     cache: CacheMode,
     pub aio: Aio,
     read_only: bool,
     discard: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Format {
-    Raw,
-    Qcow2,
-}
-
-/// The first bytes of every qcow2 file (QEMU's `docs/interop/qcow2.rst`).
-const QCOW2_MAGIC: &[u8] = b"QFI\xfb";
-
 impl FileOptions {
-    /// Takes the options out of a spec, of which nothing may then be left.
+    /// Takes the options of a raw disk out of a spec, of which nothing may then be left.
     pub fn take(mut spec: DiskSpec) -> Result<Self, OpenError> {
-        let path = PathBuf::from(spec.location());
-        let format = spec.take_word("format", &[("raw", Format::Raw), ("qcow2", Format::Qcow2)])?;
-        let options = Self {
-            format_said: format.is_some(),
+        let content = match format::take(&mut spec)? {
+            Format::Raw { said: false } => Content::Raw,
+            Format::Raw { said: true } => Content::SaidRaw,
+            Format::Qcow2 => {
+                return Err(unusable(
+                    spec.location(),
+                    "qcow2, as its name or format= says, is not supported yet: convert it to raw (format=raw for a raw file of \
+                     this name)",
+                ));
+            }
+        };
+        let options = Self::take_some(&mut spec, content)?;
+        spec.finish()?;
+        Ok(options)
+    }
+
+    /// Takes a file's options out of a spec and leaves others there.
+    pub fn take_some(spec: &mut DiskSpec, content: Content) -> Result<Self, OpenError> {
+        Ok(Self {
+            path: PathBuf::from(spec.location()),
+            content,
             cache: spec.take_word("cache", CacheMode::WORDS)?.unwrap_or_default(),
             aio: spec
                 .take_word(
@@ -62,19 +81,7 @@ impl FileOptions {
                 .unwrap_or_default(),
             read_only: spec.take_switch("readonly")?.unwrap_or(false),
             discard: spec.take_word("discard", &[("unmap", true), ("ignore", false)])?.unwrap_or(true),
-            path,
-        };
-        spec.finish()?;
-        let named_qcow2 = options.path.extension().is_some_and(|e| e.eq_ignore_ascii_case("qcow2"));
-        match format {
-            Some(Format::Raw) => Ok(options),
-            None if !named_qcow2 => Ok(options),
-            Some(Format::Qcow2) => Err(options.unusable("qcow2 is not supported yet; convert it to raw")),
-            None => Err(options.unusable(
-                "qcow2, as its name says, is not supported yet; convert it to raw (format=raw for a raw file of this \
-                 name)",
-            )),
-        }
+        })
     }
 
     /// Opens the file.
@@ -91,7 +98,12 @@ impl FileOptions {
             FileType::BlockDevice => Kind::BlockDevice,
             _ => return Err(self.unusable("is neither a regular file nor a block device")),
         };
-        lock(fd.as_fd(), self.read_only).map_err(|error| match error {
+        let access = match (self.read_only, self.content) {
+            (true, _) => Access::Read,
+            (false, Content::Image) => Access::WriteAndResize,
+            (false, _) => Access::Write,
+        };
+        lock(fd.as_fd(), access).map_err(|error| match error {
             LockError::Written => self
                 .unusable("another process writes to it (a QEMU, qemu-img or ringpair): end that one first"),
             LockError::InUse if self.read_only => {
@@ -111,7 +123,8 @@ impl FileOptions {
         let info = self.info(&fd, &stat, kind, capacity, alignment);
         let tail = self.open_tail(&fd, &info)?;
         self.check_header(&fd)?;
-        Ok(OpenFile::new(self.path, fd, tail, kind, self.cache, alignment, info))
+        let image = self.content == Content::Image;
+        Ok(OpenFile::new(self.path, fd, tail, kind, self.cache, alignment, info, image))
     }
 
     fn open_fd(&self) -> Result<OwnedFd, OpenError> {
@@ -154,7 +167,9 @@ impl FileOptions {
 
     /// A second descriptor, through the page cache, for a file whose last block `O_DIRECT` cannot write.
     fn open_tail(&self, fd: &OwnedFd, info: &DiskInfo) -> Result<Option<OwnedFd>, OpenError> {
-        if self.read_only || info.capacity.is_multiple_of(u64::from(info.request_alignment)) {
+        // An image may just grow to the end of that block.
+        let whole = info.capacity.is_multiple_of(u64::from(info.request_alignment));
+        if self.read_only || whole || self.content == Content::Image {
             return Ok(None);
         }
         // By descriptor: the path may name another file by now.
@@ -166,7 +181,7 @@ impl FileOptions {
 
     /// A guest can write what it likes into its raw disk; that must not turn it into an image that names other files.
     fn check_header(&self, fd: &OwnedFd) -> Result<(), OpenError> {
-        if self.format_said {
+        if self.content != Content::Raw {
             return Ok(());
         }
         let buffer = BounceBuffer::new(64 << 10, 64 << 10);
@@ -175,10 +190,9 @@ impl FileOptions {
         if n < 0 {
             return Err(self.host("cannot read", std::io::Error::last_os_error()));
         }
-        if buffer.bytes()[..n as usize].starts_with(QCOW2_MAGIC) {
+        if buffer.bytes()[..n as usize].starts_with(&format::QCOW2_MAGIC) {
             return Err(self.unusable(
-                "its name says raw, its header says qcow2: say which with format= (raw keeps the header as data; \
-                 qcow2 is not supported yet)",
+                "its name says raw, its header says qcow2: say which with format= (raw keeps the header as data)",
             ));
         }
         Ok(())
@@ -231,12 +245,16 @@ impl FileOptions {
     }
 
     fn unusable(&self, reason: &str) -> OpenError {
-        OpenError::Unusable { location: self.path.display().to_string(), reason: reason.to_owned() }
+        unusable(self.path.display(), reason)
     }
 
     fn host(&self, action: &'static str, source: impl Into<std::io::Error>) -> OpenError {
         OpenError::Host { location: self.path.display().to_string(), action, source: source.into() }
     }
+}
+
+fn unusable(location: impl Display, reason: &str) -> OpenError {
+    OpenError::Unusable { location: location.to_string(), reason: reason.to_owned() }
 }
 
 /// A block size as the host gives it, made one that can be counted with: a power of two from 512 to 64 KiB.

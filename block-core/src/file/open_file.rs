@@ -32,6 +32,10 @@ pub(super) struct OpenFile {
     pub cache: CacheMode,
     pub alignment: Alignment,
     pub info: DiskInfo,
+    /// It holds the image of a format, and reads as zeroes behind its end.
+    pub image: bool,
+    /// Where requests have to end.
+    limit: u64,
     /// Keeps read-modify-writes apart; only used with `O_DIRECT`.
     pub ranges: WriteRanges,
     /// Errno of the first failed fdatasync, 0 until there is one.
@@ -50,7 +54,10 @@ impl OpenFile {
         cache: CacheMode,
         alignment: Alignment,
         info: DiskInfo,
+        image: bool,
     ) -> Self {
+        // A regular file grows where it is written behind its end.
+        let limit = if image && kind == Kind::Regular { i64::MAX as u64 } else { info.capacity };
         // The page cache writes whole pages back, so what goes through it is kept apart by pages.
         let block = u64::from(alignment.request).max(rustix::param::page_size() as u64);
         Self {
@@ -61,6 +68,8 @@ impl OpenFile {
             cache,
             alignment,
             info,
+            image,
+            limit,
             ranges: WriteRanges::new(block),
             failed: AtomicI32::new(0),
             dsync_refused: AtomicBool::new(false),
@@ -76,7 +85,7 @@ impl OpenFile {
     /// What can be said of a request without starting it.
     #[inline]
     pub fn settled(&self, request: &Request<'_>) -> Option<RequestResult> {
-        if let Some(result) = request.settled(self.info.capacity, self.info.read_only) {
+        if let Some(result) = request.settled(self.limit, self.info.read_only) {
             return Some(result);
         }
         if request.operation == Operation::Read {
@@ -115,8 +124,13 @@ impl OpenFile {
     /// Whether a write has to be durable when it completes.
     #[inline]
     pub fn durable(&self, operation: Operation, flags: RequestFlags) -> bool {
+        let fua = flags.contains(RequestFlags::FUA);
+        if self.image {
+            // What has to be durable is the format's to say: without its metadata, data is nowhere.
+            return fua && self.cache.durable(fua);
+        }
         // A discard has no FUA, but where the guest has nothing to flush it must not come back either.
-        operation != Operation::Read && self.cache.durable(flags.contains(RequestFlags::FUA))
+        operation != Operation::Read && self.cache.durable(fua)
     }
 
     /// Whether writes still may be: not after an fdatasync has failed.

@@ -313,6 +313,8 @@ impl UringQueue {
                 self.file.sync_failed(errno);
                 Outcome::Ended(Err(errno))
             }
+            // Zeroes, which the kernel does not have.
+            (Step::Read, 0) if self.file.image => Outcome::ToPool,
             // A read at the end of a file that was cut off behind our back; a write that moves nothing.
             (_, 0) => Outcome::Ended(Err(libc::EIO)),
             (Step::Write { dsync: true, .. }, libc::EOPNOTSUPP) => {

@@ -1,0 +1,61 @@
+//! What an image format asks of the disk below it.
+
+use crate::disk::Disk;
+use crate::file::CacheMode;
+use std::io;
+use std::path::Path;
+
+/// A disk that can hold an image: beside its queues, which carry the guest's data, it can be reached blocking, for the
+/// image's metadata, and it grows.
+///
+/// Requests on its queues may lie behind its end: reads find zeroes there, writes move it. Everything here may block, is
+/// safe to call from any thread, and takes any offset and length.
+pub trait ImageFile: Disk {
+    /// Fills `into` from `offset`; what lies behind the end reads as zeroes.
+    ///
+    /// # Errors
+    ///
+    /// What the host said.
+    fn read_at(&self, offset: u64, into: &mut [u8]) -> io::Result<()>;
+
+    /// Writes `data` at `offset`, and makes the file longer where it has to.
+    ///
+    /// # Errors
+    ///
+    /// What the host said.
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
+
+    /// Makes a range read as zeroes, with a hole where `may_unmap` lets it and the host has them.
+    ///
+    /// # Errors
+    ///
+    /// What the host said.
+    fn zero_at(&self, offset: u64, len: u64, may_unmap: bool) -> io::Result<()>;
+
+    /// Its size now, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// What the host said.
+    fn size(&self) -> io::Result<u64>;
+
+    /// Makes it `size` bytes long. New bytes are zeroes.
+    ///
+    /// # Errors
+    ///
+    /// What the host said; `ENOSPC` for a block device, which is as long as it is.
+    fn resize(&self, size: u64) -> io::Result<()>;
+
+    /// How it is cached.
+    fn cache_mode(&self) -> CacheMode;
+
+    /// Where it is, for messages and for names that are relative to it.
+    fn path(&self) -> &Path;
+
+    /// What tells it from every other file of this host, whatever its names: two that have the same are one.
+    ///
+    /// # Errors
+    ///
+    /// What the host said.
+    fn identity(&self) -> io::Result<(u64, u64)>;
+}
