@@ -1,1 +1,1 @@
-//! Criterion benches of the pieces.
+//! Benches of the pieces; see `README.md` beside this package's manifest.

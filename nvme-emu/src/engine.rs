@@ -113,6 +113,15 @@ impl Engine {
     ///
     /// Options out of range, or no more threads or descriptors to be had.
     pub fn start(options: EngineOptions) -> Result<Self, EngineError> {
+        let mut engine = Self::without_reactors(options)?;
+        for index in 0..engine.reactors.len() {
+            engine.start_reactor(index)?;
+        }
+        Ok(engine)
+    }
+
+    /// The control thread, and all that reactors need to run.
+    fn without_reactors(options: EngineOptions) -> Result<Self, EngineError> {
         if options.reactors == 0 || options.reactors > EngineOptions::MAX_REACTORS {
             return Err(EngineError::Reactors(options.reactors));
         }
@@ -123,7 +132,7 @@ impl Engine {
         let (events, inbox) = unbounded();
         let control = Control::new(reactors.clone());
         let control = spawn("ringpair-ctl", None, move || control.run(&inbox))?;
-        let mut engine = Self {
+        Ok(Self {
             options,
             reactors,
             statistics,
@@ -131,25 +140,33 @@ impl Engine {
             threads: Vec::new(),
             control: Some(control),
             controllers: Mutex::default(),
+        })
+    }
+
+    fn start_reactor(&mut self, index: usize) -> Result<(), EngineError> {
+        let (handles, mode) = (self.reactors.clone(), self.options.poll);
+        let statistics = self.statistics[index].clone();
+        let cpu = self.options.cpus.get(index % self.options.cpus.len().max(1)).copied();
+        let (ready, started) = unbounded();
+        // Made on its own thread: its front doors and disk queues never leave it.
+        let run = move || match Reactor::new(index, handles, mode, statistics) {
+            Ok(reactor) => {
+                let _ = ready.send(Ok(()));
+                reactor.run();
+            }
+            Err(error) => drop(ready.send(Err(error))),
         };
-        for index in 0..engine.reactors.len() {
-            let (handles, mode) = (engine.reactors.clone(), engine.options.poll);
-            let statistics = engine.statistics[index].clone();
-            let cpu = engine.options.cpus.get(index % engine.options.cpus.len().max(1)).copied();
-            let (ready, started) = unbounded();
-            // Made on its own thread: its front doors and disk queues never leave it.
-            let run = move || match Reactor::new(index, handles, mode, statistics) {
-                Ok(reactor) => {
-                    let _ = ready.send(Ok(()));
-                    reactor.run();
-                }
-                Err(error) => drop(ready.send(Err(error))),
-            };
-            engine.threads.push(spawn(&format!("ringpair-r{index}"), cpu, run)?);
-            let started = started.recv().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()));
-            started.map_err(|error| EngineError::Io("no epoll descriptor for a reactor", error))?;
-        }
-        Ok(engine)
+        self.threads.push(spawn(&format!("ringpair-r{index}"), cpu, run)?);
+        let started = started.recv().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()));
+        started.map_err(|error| EngineError::Io("no epoll descriptor for a reactor", error))
+    }
+
+    /// Starts an engine whose only reactor is the caller's to run: see [`crate::bench`].
+    #[cfg(feature = "bench")]
+    pub(crate) fn start_stepped(poll: PollMode) -> Result<(Self, Reactor), EngineError> {
+        let engine = Self::without_reactors(EngineOptions { poll, ..EngineOptions::default() })?;
+        let reactor = Reactor::new(0, engine.reactors.clone(), poll, engine.statistics[0].clone());
+        Ok((engine, reactor.map_err(|error| EngineError::Io("no epoll descriptor for a reactor", error))?))
     }
 
     /// Adds a controller that attaches all namespaces of the subsystem.

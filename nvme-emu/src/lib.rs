@@ -28,6 +28,8 @@
 //! Where to start reading: [`pci::PciFunction`] from the outside, `reactor/run.rs` from the inside.
 
 pub mod admin;
+#[cfg(feature = "bench")]
+pub mod bench;
 pub mod controller;
 mod engine;
 pub mod faults;

@@ -31,6 +31,15 @@ struct Door {
     left: u32,
 }
 
+/// What a round has found to do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Round {
+    /// Commands fetched.
+    pub(crate) commands: usize,
+    /// Those, and everything else that there was.
+    work: usize,
+}
+
 pub(crate) struct Reactor {
     index: usize,
     reactors: Arc<[ReactorHandle]>,
@@ -74,22 +83,9 @@ impl Reactor {
 
     /// Runs until told to stop.
     pub(crate) fn run(mut self) {
-        loop {
-            let mut work = 0;
-            while let Some(message) = self.reactors[self.index].receive() {
-                work += 1;
-                if !self.handle(message) {
-                    return;
-                }
-            }
-            let commands = self.poll_shards();
-            work += commands + self.poll_disks_and_doors();
-            self.rounds = self.rounds.wrapping_add(1);
-            if self.rounds.is_multiple_of(ROUNDS_PER_ACCOUNT) {
-                self.account(Duration::ZERO);
-            }
-            if work > 0 {
-                self.poller.worked(commands, Instant::now);
+        while let Some(round) = self.round() {
+            if round.work > 0 {
+                self.poller.worked(round.commands, Instant::now);
                 continue;
             }
             match self.poller.idle(Instant::now) {
@@ -98,6 +94,25 @@ impl Reactor {
                 _ => std::hint::spin_loop(),
             }
         }
+    }
+
+    /// Looks at everything once. `None`: it was told to stop.
+    #[inline]
+    pub(crate) fn round(&mut self) -> Option<Round> {
+        let mut work = 0;
+        while let Some(message) = self.reactors[self.index].receive() {
+            work += 1;
+            if !self.handle(message) {
+                return None;
+            }
+        }
+        let commands = self.poll_shards();
+        work += commands + self.poll_disks_and_doors();
+        self.rounds = self.rounds.wrapping_add(1);
+        if self.rounds.is_multiple_of(ROUNDS_PER_ACCOUNT) {
+            self.account(Duration::ZERO);
+        }
+        Some(Round { commands, work })
     }
 
     /// Accounts for the time since the last account, the end of which was slept through.
