@@ -148,7 +148,42 @@ fn exercise(controller: &Controller, has_iommu: bool) -> Result<()> {
         ended.sum::<Result<u64>>()
     })?;
     say(&format!("verified {verified} bytes through {queues} queues"))?;
+    large_buffer(controller, &namespace)?;
     lend(controller, &namespace, has_iommu)
+}
+
+/// Writes and verifies out of a buffer of several huge pages, in pieces that lie across their borders too.
+fn large_buffer(controller: &Controller, namespace: &Namespace) -> Result<()> {
+    const LEN: usize = 9 << 20;
+    let mut pair = controller.queue_pair()?;
+    let buffer = controller.alloc_dma(LEN)?;
+    let block = namespace.block_size() as usize;
+    // Not a divisor of a huge page.
+    let piece = (controller.max_transfer() as usize).min(LEN / 8) / block * block - block;
+    let mut data = vec![0; LEN];
+    pattern(5, 55, &mut data);
+    let mut found = vec![0; LEN];
+    let pieces = |len: usize| (0..len).step_by(piece).map(move |at| at..(at + piece).min(len));
+    buffer.write_at(0, &data);
+    for writes in [true, false] {
+        for range in pieces(LEN / block * block) {
+            let (at, blocks) = ((range.start / block) as u64, (range.len() / block) as u32);
+            let range = buffer.range(range);
+            if writes {
+                pair.write(namespace, at, blocks, range, false, at)?;
+            } else {
+                pair.read(namespace, at, blocks, range, at)?;
+            }
+            // Of a shallow queue as well.
+            finish(&mut pair)?;
+        }
+        buffer.read_at(0, &mut found);
+        if found != data {
+            return Err("a large buffer: not what was written".into());
+        }
+        buffer.fill(0..LEN, 0xa5);
+    }
+    say(&format!("verified {LEN} bytes in one buffer"))
 }
 
 /// Commands in flight at once.

@@ -1,20 +1,17 @@
 //! Memory that the controller reads and writes.
 
 use std::collections::BTreeMap;
-use std::ffi::c_void;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::ops::Range;
-use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags};
 
 use crate::error::Error;
-use crate::iova::{HUGE_PAGE, IovaAllocator};
+use crate::iova::IovaAllocator;
+use crate::shared_memory::SharedMemory;
 use crate::transport::{DmaMemory, Transport};
 
 /// A piece of the controller's address space, for it to read data from or write data to.
@@ -90,17 +87,27 @@ impl DmaSpace {
         self.mappings().mapped.append(&mut failed);
     }
 
-    /// Allocates zeroed memory, of at least `len` bytes, and maps it.
+    /// Allocates `len` bytes of zeroed memory, at least one, and maps it.
     pub(crate) fn allocate(self: &Arc<Self>, len: usize) -> Result<DmaBuffer, Error> {
         let failed = |source| self.failed("allocating", len as u64, source);
-        let bytes = (len.max(1) as u64).checked_next_multiple_of(self.page_size);
+        let len = len.max(1);
+        let bytes = (len as u64).checked_next_multiple_of(self.page_size);
         let bytes = bytes.ok_or_else(|| failed(Errno::NOMEM.into()))?;
-        let memory = SharedMemory::new(bytes, self.page_size).map_err(failed)?;
-        let range = DmaMemory { base: memory.base, len: bytes, backing: Some((memory.file.as_fd(), 0)) };
+        // The controller is given a first address and a length.
+        let memory = if self.physical {
+            let unknown = || Err(io::ErrorKind::Unsupported.into());
+            let address =
+                |page: &DmaMemory<'_>| self.transport.physical_address(page).unwrap_or_else(unknown);
+            SharedMemory::in_one_place(bytes, address)
+        } else {
+            SharedMemory::new(bytes, self.page_size)
+        };
+        let memory = memory.map_err(failed)?;
+        let range = DmaMemory { base: memory.base(), len: bytes, backing: Some((memory.file(), 0)) };
         // SAFETY: the memory belongs to the DmaBuffer made below, which unmaps it from the controller before it
         // unmaps it from this process (or leaves it for good if the former fails), and never makes a reference.
         let iova = unsafe { self.map(&range)? };
-        Ok(DmaBuffer { space: self.clone(), memory: ManuallyDrop::new(memory), iova, len: bytes as usize })
+        Ok(DmaBuffer { space: self.clone(), memory: ManuallyDrop::new(memory), iova, mapped: bytes, len })
     }
 
     /// Maps memory of somebody else's.
@@ -264,53 +271,6 @@ impl Drop for DmaMapping {
     }
 }
 
-/// Pages backed by a memfd, so that a controller in another process can map them too.
-struct SharedMemory {
-    base: NonNull<u8>,
-    len: usize,
-    file: std::os::fd::OwnedFd,
-}
-
-// SAFETY: it owns its pages, and nothing about them is tied to a thread.
-unsafe impl Send for SharedMemory {}
-
-impl SharedMemory {
-    /// `len` bytes, whole pages of that size; from 2 MiB on, huge pages, each of which lies in one place.
-    fn new(len: u64, page_size: u64) -> io::Result<Self> {
-        let size = usize::try_from(len).map_err(|_| Errno::NOMEM)?;
-        let mut flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let huge = page_size >= HUGE_PAGE;
-        if huge {
-            flags |= MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
-        }
-        let no_memory = |errno| match errno {
-            Errno::NOMEM if huge => io::Error::new(
-                io::ErrorKind::OutOfMemory,
-                "too few huge pages are free: as root, `sysctl vm.nr_hugepages=N` with a larger N",
-            ),
-            errno => errno.into(),
-        };
-        let file = rustix::fs::memfd_create(c"ringpair-dma", flags).map_err(no_memory)?;
-        rustix::fs::ftruncate(&file, len)?;
-        // A server that gets this descriptor must not be able to truncate it under our feet (SIGBUS).
-        rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // Populated: the data path takes no page faults.
-        let flags = MapFlags::SHARED | MapFlags::POPULATE;
-        // SAFETY: a new mapping at an address of the kernel's choice touches no memory that exists.
-        let base = unsafe { rustix::mm::mmap(std::ptr::null_mut(), size, protection, flags, &file, 0) };
-        let base = NonNull::new(base.map_err(no_memory)?.cast()).ok_or(Errno::NOMEM)?;
-        Ok(Self { base, len: size, file })
-    }
-}
-
-impl Drop for SharedMemory {
-    fn drop(&mut self) {
-        // SAFETY: the mapping was made by `new`, is unmapped once, and its owner has given up all pointers to it.
-        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast::<c_void>(), self.len) };
-    }
-}
-
 /// Memory that both this process and the controller reach. Page-aligned; zeroed when allocated.
 ///
 /// The controller may write it at any time while a command points into it, so it is only ever copied from and to,
@@ -323,17 +283,19 @@ pub struct DmaBuffer {
     /// Left alone for good if the controller cannot be kept from it.
     memory: ManuallyDrop<SharedMemory>,
     iova: u64,
+    /// Length in whole pages.
+    mapped: u64,
     len: usize,
 }
 
 impl DmaBuffer {
-    /// Length in bytes: what was asked for, rounded up to whole pages.
+    /// Length in bytes, as it was asked for. (It takes whole pages, which may be huge.)
     #[inline]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Never: there is at least one page.
+    /// Never: there is at least one byte.
     #[inline]
     pub fn is_empty(&self) -> bool {
         false
@@ -353,7 +315,7 @@ impl DmaBuffer {
 
     #[inline]
     pub(crate) fn base(&self) -> NonNull<u8> {
-        self.memory.base
+        self.memory.base()
     }
 
     /// A part of it, to be given to a command.
@@ -411,7 +373,7 @@ impl DmaBuffer {
 
 impl Drop for DmaBuffer {
     fn drop(&mut self) {
-        match self.space.unmap(self.iova, self.len as u64) {
+        match self.space.unmap(self.iova, self.mapped) {
             // SAFETY: dropped here and nowhere else, and not used again.
             Ok(()) => unsafe { ManuallyDrop::drop(&mut self.memory) },
             // The controller may still write there: neither these pages nor this address may ever be used for

@@ -62,6 +62,7 @@ pub mod recovery;
 mod registers;
 mod sgl;
 mod shadow_doorbell;
+mod shared_memory;
 pub mod transport;
 
 pub use admin::AdminData;

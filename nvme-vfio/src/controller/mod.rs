@@ -170,7 +170,7 @@ impl Controller {
         Ok(namespaces)
     }
 
-    /// Memory for data, at least so long.
+    /// Memory for data, of so many bytes.
     ///
     /// # Errors
     ///

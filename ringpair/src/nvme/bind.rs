@@ -54,6 +54,7 @@ pub fn run_unbind(arguments: &Arguments) -> Result<()> {
 
 const VFIO_PCI: &str = "vfio-pci";
 const VFIO_PCI_FOLDER: &str = "sys/bus/pci/drivers/vfio-pci";
+const NO_IOMMU_MODE: &str = "sys/module/vfio/parameters/enable_unsafe_noiommu_mode";
 const PROBE: &str = "sys/bus/pci/drivers_probe";
 
 /// How a controller was before it was bound to VFIO.
@@ -121,8 +122,8 @@ fn bind(host: &Host, address: PciAddress, force: bool) -> Result<String> {
             how_to_open(host, &device)
         ));
     }
-    if device.iommu_group().is_none() && !force {
-        return Err(OpenError::NoIommu(address).into());
+    if device.iommu_group().is_none() {
+        without_iommu(host, address, force)?;
     }
     if !host.path(VFIO_PCI_FOLDER).is_dir() {
         bail!("{address}: the kernel has no driver vfio-pci: as root, `modprobe vfio-pci`");
@@ -150,6 +151,20 @@ fn bind(host: &Host, address: PciAddress, force: bool) -> Result<String> {
     Ok(format!("{address} is bound to vfio-pci now, and was to {was}{}", how_to_open(host, &device)))
 }
 
+/// Whether a controller that no IOMMU keeps from any memory is to be bound nevertheless.
+fn without_iommu(host: &Host, address: PciAddress, force: bool) -> Result<()> {
+    if !force {
+        bail!("{}; to use it without (vfio=unsafe-no-iommu), --force", OpenError::NoIommu(address));
+    }
+    if host.line(&host.path(NO_IOMMU_MODE)).as_deref() != Some("Y") {
+        bail!(
+            "{address}: the kernel's VFIO is not in the mode that does without an IOMMU: as root, `modprobe vfio; echo Y \
+             >/{NO_IOMMU_MODE}`, if this kernel has it"
+        );
+    }
+    Ok(())
+}
+
 fn expect_vfio(device: &PciDevice) -> Result<()> {
     if device.is_bound_to_vfio() {
         return Ok(());
@@ -166,7 +181,8 @@ fn how_to_open(host: &Host, device: &PciDevice) -> String {
     let Some(group) = device.iommu_group() else { return String::new() };
     let others = host.in_the_way(device);
     if others.is_empty() {
-        return format!("; programs open it by {}", host.vfio_files(device).join(" or "));
+        let how = if group.is_no_iommu() { ", with vfio=unsafe-no-iommu" } else { "" };
+        return format!("; programs open it by {}{how}", host.vfio_files(device).join(" or "));
     }
     let others = others.join(", ");
     format!("; but it shares IOMMU group {} with {others}, which have to leave their drivers", group.number())
@@ -382,6 +398,22 @@ mod tests {
         let error = bind(&machine.host(), "0000:02:00.0".parse().unwrap(), false).unwrap_err().to_string();
         assert!(error.contains("modprobe vfio-pci"), "{error}");
         assert_eq!(machine.driver(ADDRESS).as_deref(), Some("nvme"));
+    }
+
+    #[test]
+    fn without_an_iommu_it_takes_force_and_the_kernels_consent() {
+        let machine = Machine::new();
+        machine.controller(ADDRESS, Some("nvme"), None);
+        let error = bind(&machine.host(), address(), true).unwrap_err().to_string();
+        assert!(error.contains("enable_unsafe_noiommu_mode"), "{error}");
+        machine.write(NO_IOMMU_MODE, "N\n");
+        assert!(bind(&machine.host(), address(), true).is_err());
+        assert_eq!(machine.driver(ADDRESS).as_deref(), Some("nvme"));
+        machine.write(NO_IOMMU_MODE, "Y\n");
+        let error = bind(&machine.host(), address(), false).unwrap_err().to_string();
+        assert!(error.contains("vfio=unsafe-no-iommu") && error.contains("--force"), "{error}");
+        bind(&machine.host(), address(), true).unwrap();
+        assert_eq!(machine.driver(ADDRESS).as_deref(), Some("vfio-pci"));
     }
 
     #[test]

@@ -92,11 +92,16 @@ fn row(host: &Host, controller: &PciDevice, opened: &OpenDevices) -> Row {
 
 fn verdict(host: &Host, controller: &PciDevice, opened: &OpenDevices) -> (Usable, String) {
     let no = |reason| (Usable::No, reason);
-    let Some(group) = controller.iommu_group().filter(|group| !group.is_no_iommu()) else {
+    let Some(group) = controller.iommu_group() else {
         return no(
             "behind no IOMMU: switch it on in the firmware and with intel_iommu=on or amd_iommu=on".into()
         );
     };
+    if group.is_no_iommu() {
+        return no("behind no IOMMU: it reaches all memory of this machine, unless it is trusted with that \
+                   (vfio=unsafe-no-iommu)"
+            .into());
+    }
     let others = host.in_the_way(controller);
     if !others.is_empty() {
         return no(format!("shares IOMMU group {} with {}", group.number(), others.join(", ")));

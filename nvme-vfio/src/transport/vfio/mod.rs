@@ -97,25 +97,25 @@ impl Vfio {
     pub fn open(address: PciAddress, interface: Interface) -> Result<Self, OpenError> {
         let found = PciDevice::find(address).ok_or(OpenError::NoDevice(address))?;
         check(&found)?;
+        let group = found.iommu_group().ok_or(OpenError::NoIommu(address))?;
+        match (group.is_no_iommu(), interface) {
+            (true, Interface::NoIommu) => {}
+            (true, _) => return Err(OpenError::NoIommu(address)),
+            (false, Interface::NoIommu) => return Err(OpenError::HasIommu(address)),
+            (false, _) => {}
+        }
         let (space, fd, interface) = match pick(&found, interface)? {
             Some(path) => {
                 let (ioas, fd) = cdev::open(&found, &path)?;
                 (AddressSpace::Ioas(ioas), fd, Interface::Cdev)
             }
+            None if group.is_no_iommu() => {
+                let (memory, fd) = no_iommu::open(&found, &group)?;
+                (AddressSpace::Physical(memory), fd, Interface::NoIommu)
+            }
             None => {
-                let group = found.iommu_group().ok_or(OpenError::NoIommu(address))?;
-                match (group.is_no_iommu(), interface) {
-                    (true, Interface::NoIommu) => {
-                        let (memory, fd) = no_iommu::open(&found, &group)?;
-                        (AddressSpace::Physical(memory), fd, Interface::NoIommu)
-                    }
-                    (true, _) => return Err(OpenError::NoIommu(address)),
-                    (false, Interface::NoIommu) => return Err(OpenError::HasIommu(address)),
-                    (false, _) => {
-                        let (container, fd) = group::open(&found, &group)?;
-                        (AddressSpace::Container(container), fd, Interface::Group)
-                    }
-                }
+                let (container, fd) = group::open(&found, &group)?;
+                (AddressSpace::Container(container), fd, Interface::Group)
             }
         };
         let device = Device::new(fd).map_err(OpenError::io(address, "asking about it"))?;
