@@ -32,6 +32,13 @@ impl Served {
         Self::launch(directory, &arguments)
     }
 
+    /// Serves one disk, named as on the command line.
+    pub fn disk(disk: &str) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let socket = path_text(&directory.path().join("socket"));
+        Self::launch(directory, &["--socket".to_owned(), socket, disk.to_owned()])
+    }
+
     /// Serves one new raw disk file per controller, from a configuration file: `socket0` with `disk0`, and so on.
     pub fn configured(sizes: &[u64]) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
