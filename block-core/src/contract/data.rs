@@ -2,6 +2,7 @@
 
 use super::CAPACITY;
 use super::client::{Client, Memory, cut_up, pattern};
+use super::random::Random;
 use crate::{Disk, MemoryRegion, Operation, RequestFlags, Submission};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -10,22 +11,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Lengths and offsets around everything that an implementation may align to.
 const EDGES: [u64; 13] = [1, 3, 511, 512, 513, 1024, 4095, 4096, 4097, 65535, 65536, 65537, 300_001];
-
-/// A small random number generator (xorshift64*), so that failures repeat.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % n
-    }
-
-    fn one_of<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len() as u64) as usize]
-    }
-}
 
 /// Every length at every kind of offset, out of memory of every alignment.
 pub fn what_is_written_is_read_back_at_any_offset_and_length(disk: &dyn Disk) {
@@ -54,7 +39,7 @@ pub fn any_sequence_of_requests_does_what_a_plain_array_would(disk: &dyn Disk) {
     let mut client = Client::new(disk, 4);
     let mut model = pattern(0, base, WINDOW as usize);
     client.write(base, &model);
-    let mut random = Random(0x5eed);
+    let mut random = Random::new(0x5eed);
     for step in 1..400u64 {
         let len = (random.one_of(&EDGES) + random.below(3) * 512).min(WINDOW);
         let room = WINDOW - len;

@@ -4,17 +4,20 @@
 //! [`crate::Request`], named after what it checks. It is given a disk of at least [`CAPACITY`] bytes with any
 //! contents, which it may overwrite, and panics where the disk breaks its word.
 //!
-//! Durability cannot be seen from here: that a flush or a FUA write asks the medium is for each implementation's own
-//! tests.
+//! Durability cannot be seen from a disk that runs: [`durability`] has workloads whose writes can be told apart, and what
+//! may be left of them after the power has failed or the process was killed.
 
 mod client;
 mod data;
+pub mod durability;
+mod random;
 mod ranges;
 mod waiting;
 mod zeroes;
 
 pub use client::{Client, Memory, pattern};
 pub use data::*;
+pub use random::Random;
 pub use ranges::*;
 pub use waiting::*;
 pub use zeroes::*;

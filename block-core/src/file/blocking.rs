@@ -7,13 +7,12 @@
 //! that way without making the file longer: they go through the page cache, durable at once.
 
 use super::bounce::BounceBuffer;
-use super::open_file::{OpenFile, last_errno};
-use super::transfer::{MAX_BYTES, Transfer};
+use super::medium::Medium;
+use super::open_file::OpenFile;
+use super::transfer::Transfer;
 use crate::request::{Operation, Request, RequestFlags, Segment};
 use crate::segments;
 use crate::write_ranges::{Exclusive, Lane};
-use rustix::fd::{AsFd, BorrowedFd};
-use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 
 /// A request as it is handed to a thread that may block.
@@ -90,7 +89,7 @@ impl OpenFile {
 
     unsafe fn read(&self, transfer: &mut Transfer, workplace: &mut Workplace<'_>) -> Result<(), i32> {
         while transfer.left > 0 && self.takes_rest_directly(transfer) {
-            match readv(self.as_fd(), transfer.next_segments(), transfer.offset)? {
+            match readv(&self.medium, transfer.next_segments(), transfer.offset)? {
                 0 if self.image => {
                     // SAFETY: handed on from the caller.
                     unsafe { segments::zero(transfer.segments()) };
@@ -125,7 +124,7 @@ impl OpenFile {
     ) -> Result<(), i32> {
         let mut held = self.hold(transfer, workplace);
         while transfer.left > 0 && self.takes_rest_directly(transfer) {
-            let n = self.writev(self.as_fd(), transfer.next_segments(), transfer.offset, durable)?;
+            let n = self.writev(&self.medium, transfer.next_segments(), transfer.offset, durable)?;
             transfer.advance(n);
             if !self.aligned(transfer.offset, transfer.left) {
                 // Cut short inside a block: what is left has to read that block first.
@@ -196,7 +195,7 @@ impl OpenFile {
         let mut done = 0;
         while done < needed {
             let to = [Segment { base: bounce.base().wrapping_add(at + done), len: len - done }];
-            let n = readv(self.as_fd(), &to, offset + done as u64)? as usize;
+            let n = readv(&self.medium, &to, offset + done as u64)? as usize;
             done += n;
             if n > 0 && (done >= needed || self.aligned(done as u64, 0)) {
                 continue;
@@ -247,8 +246,8 @@ impl OpenFile {
             }
             match (&self.tail, in_tail) {
                 // Through the page cache, but past it at once: `cache=none` promises that.
-                (Some(tail), true) => self.write_all(tail.as_fd(), bounce, &window, true)?,
-                _ => self.write_all(self.as_fd(), bounce, &window, durable)?,
+                (Some(tail), true) => self.write_all(tail, bounce, &window, true)?,
+                _ => self.write_all(&self.medium, bounce, &window, durable)?,
             }
             done += n as u64;
         }
@@ -271,7 +270,7 @@ impl OpenFile {
 
     fn write_all(
         &self,
-        fd: BorrowedFd<'_>,
+        medium: &Medium,
         bounce: &BounceBuffer,
         window: &Window,
         durable: bool,
@@ -279,43 +278,25 @@ impl OpenFile {
         let mut done = 0;
         while done < window.len {
             let from = [Segment { base: bounce.base().wrapping_add(done), len: window.len - done }];
-            done += self.writev(fd, &from, window.start + done as u64, durable)? as usize;
+            done += self.writev(medium, &from, window.start + done as u64, durable)? as usize;
         }
         Ok(())
     }
 
     /// One write; durable by `RWF_DSYNC` as long as the file system takes that.
-    fn writev(
-        &self,
-        fd: BorrowedFd<'_>,
-        segments: &[Segment],
-        offset: u64,
-        durable: bool,
-    ) -> Result<u64, i32> {
+    fn writev(&self, medium: &Medium, segments: &[Segment], offset: u64, durable: bool) -> Result<u64, i32> {
         loop {
             let dsync = durable && !self.dsync_refused.load(Ordering::Relaxed);
-            let flags = if dsync { libc::RWF_DSYNC } else { 0 };
-            // SAFETY: `Segment` is laid out as `iovec`, and the caller's segments are valid.
-            let n = unsafe {
-                libc::pwritev2(
-                    fd.as_raw_fd(),
-                    segments.as_ptr().cast(),
-                    segments.len() as libc::c_int,
-                    offset as libc::off_t,
-                    flags,
-                )
-            };
-            match n {
-                0 => return Err(libc::EIO),
-                1.. => return Ok(n as u64),
-                _ => match last_errno() {
-                    libc::EINTR | libc::EAGAIN => {}
-                    libc::EOPNOTSUPP if dsync => self.dsync_refused.store(true, Ordering::Relaxed),
-                    errno => {
-                        self.write_failed(errno, dsync);
-                        return Err(errno);
-                    }
-                },
+            // SAFETY: the caller's segments are valid.
+            match unsafe { medium.write(segments, offset, dsync) } {
+                Ok(0) => return Err(libc::EIO),
+                Ok(n) => return Ok(n as u64),
+                Err(libc::EINTR | libc::EAGAIN) => {}
+                Err(libc::EOPNOTSUPP) if dsync => self.dsync_refused.store(true, Ordering::Relaxed),
+                Err(errno) => {
+                    self.write_failed(errno, dsync);
+                    return Err(errno);
+                }
             }
         }
     }
@@ -328,24 +309,13 @@ struct Window {
 }
 
 /// One read.
-fn readv(fd: BorrowedFd<'_>, segments: &[Segment], offset: u64) -> Result<u64, i32> {
-    const _: () = assert!(MAX_BYTES <= i32::MAX as usize);
+fn readv(medium: &Medium, segments: &[Segment], offset: u64) -> Result<u64, i32> {
     loop {
-        // SAFETY: `Segment` is laid out as `iovec`, and the caller's segments are valid.
-        let n = unsafe {
-            libc::preadv(
-                fd.as_raw_fd(),
-                segments.as_ptr().cast(),
-                segments.len() as libc::c_int,
-                offset as libc::off_t,
-            )
-        };
-        match n {
-            0.. => return Ok(n as u64),
-            _ => match last_errno() {
-                libc::EINTR | libc::EAGAIN => {}
-                errno => return Err(errno),
-            },
+        // SAFETY: the caller's segments are valid.
+        match unsafe { medium.read(segments, offset) } {
+            Ok(n) => return Ok(n as u64),
+            Err(libc::EINTR | libc::EAGAIN) => {}
+            Err(errno) => return Err(errno),
         }
     }
 }

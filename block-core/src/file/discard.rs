@@ -5,14 +5,9 @@
 //! hole (`MAY_UNMAP`), a zeroed range, a hole that is allocated again, zeroes written out (unless `NO_FALLBACK`).
 
 use super::blocking::Workplace;
-use super::open_file::{Kind, OpenFile, last_errno};
+use super::open_file::{Kind, OpenFile};
 use crate::request::RequestFlags;
-use rustix::fs::{FallocateFlags, fallocate};
-use rustix::io::Errno;
-use std::os::fd::AsRawFd;
-
-/// `BLKDISCARD` of Linux's `include/uapi/linux/fs.h`: `_IO(0x12, 119)`, an array of start and length.
-const BLKDISCARD: libc::c_ulong = 0x1277;
+use rustix::fs::FallocateFlags;
 
 const HOLE: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
 const ZERO: FallocateFlags = FallocateFlags::ZERO_RANGE.union(FallocateFlags::KEEP_SIZE);
@@ -25,7 +20,7 @@ impl OpenFile {
             Kind::Regular => self.allocate(HOLE, offset, len),
             Kind::BlockDevice => {
                 let (start, end) = self.inner(offset, len, self.info.discard_granularity);
-                if start < end { self.discard_on_device(start, end - start) } else { Ok(()) }
+                if start < end { self.medium.discard(start, end - start) } else { Ok(()) }
             }
         };
         match outcome {
@@ -88,22 +83,13 @@ impl OpenFile {
 
     fn allocate(&self, mode: FallocateFlags, offset: u64, len: u64) -> Result<(), i32> {
         loop {
-            match fallocate(self, mode, offset, len) {
+            match self.medium.allocate(mode, offset, len) {
                 Ok(()) => return Ok(()),
-                Err(Errno::INTR) => {}
+                Err(libc::EINTR) => {}
                 // Old kernels and some file systems say "no such device" or "no such call".
-                Err(Errno::NODEV | Errno::NOSYS | Errno::OPNOTSUPP) => return Err(libc::EOPNOTSUPP),
-                Err(errno) => return Err(errno.raw_os_error()),
+                Err(libc::ENODEV | libc::ENOSYS | libc::EOPNOTSUPP) => return Err(libc::EOPNOTSUPP),
+                Err(errno) => return Err(errno),
             }
-        }
-    }
-
-    fn discard_on_device(&self, offset: u64, len: u64) -> Result<(), i32> {
-        let range = [offset, len];
-        // SAFETY: `BLKDISCARD` reads two 64-bit numbers.
-        match unsafe { libc::ioctl(self.fd.as_raw_fd(), BLKDISCARD as _, range.as_ptr()) } {
-            0 => Ok(()),
-            _ => Err(last_errno()),
         }
     }
 

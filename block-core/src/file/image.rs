@@ -11,7 +11,6 @@ use crate::image_file::ImageFile;
 use crate::registry::OpenError;
 use crate::request::{Operation, Request, RequestFlags, Segment};
 use crate::spec::DiskSpec;
-use rustix::fs::{SeekFrom, fstat, ftruncate, seek};
 use std::cell::RefCell;
 use std::io;
 use std::path::Path;
@@ -74,12 +73,12 @@ impl ImageFile for FileDisk {
     }
 
     fn size(&self) -> io::Result<u64> {
-        Ok(seek(&self.file.fd, SeekFrom::End(0))?)
+        self.file.medium.size().map_err(io::Error::from_raw_os_error)
     }
 
     fn resize(&self, size: u64) -> io::Result<()> {
         match self.file.kind {
-            Kind::Regular => Ok(ftruncate(&self.file.fd, size)?),
+            Kind::Regular => self.file.medium.set_len(size).map_err(io::Error::from_raw_os_error),
             Kind::BlockDevice if size <= self.file.info.capacity => Ok(()),
             Kind::BlockDevice => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
         }
@@ -94,7 +93,6 @@ impl ImageFile for FileDisk {
     }
 
     fn identity(&self) -> io::Result<(u64, u64)> {
-        let stat = fstat(&self.file.fd)?;
-        Ok((stat.st_dev, stat.st_ino))
+        self.file.medium.identity().map_err(io::Error::from_raw_os_error)
     }
 }

@@ -10,7 +10,8 @@
 //!
 //! What a request meets, in order: `open_file.rs` says what can be said at once; then an engine takes it, `uring.rs` or
 //! `threads.rs`. `blocking.rs` carries out, on the threads of `pool.rs`, what the kernel does not take as it is, among
-//! it everything that is not aligned for `O_DIRECT`; `write_ranges.rs` keeps that apart from other writes.
+//! it everything that is not aligned for `O_DIRECT`; `write_ranges.rs` keeps that apart from other writes. Below them are
+//! the kernel's system calls, `medium.rs`, and its rings, `ring.rs`.
 
 mod alignment;
 mod blocking;
@@ -19,9 +20,13 @@ mod cache_mode;
 mod discard;
 mod image;
 mod lock;
+mod medium;
 mod open;
 mod open_file;
 mod pool;
+mod ring;
+#[cfg(feature = "contract")]
+pub mod simulated;
 mod threads;
 mod transfer;
 mod uring;
@@ -32,11 +37,14 @@ use crate::disk::{Disk, DiskInfo};
 use crate::queue::Queue;
 use crate::registry::OpenError;
 use crate::spec::DiskSpec;
+use medium::Medium;
 use open::{Aio, FileOptions};
 use open_file::OpenFile;
 use pool::Pool;
+use ring::KernelRing;
 use std::io;
 use std::sync::Arc;
+use uring::UringQueue;
 
 /// A file or block device of the host.
 pub struct FileDisk {
@@ -60,7 +68,7 @@ impl FileDisk {
         let file = options.open()?;
         let aio = match asked {
             Aio::Threads => Aio::Threads,
-            asked => match (uring::probe(), asked) {
+            asked => match (ring::probe(), asked) {
                 (Ok(()), asked) => asked,
                 (Err(error), Aio::Auto) => {
                     tracing::info!(%error, path = %file.path.display(), "no io_uring here: using threads");
@@ -87,6 +95,14 @@ impl FileDisk {
     }
 }
 
+fn open_ring(file: Arc<OpenFile>, pool: Arc<Pool>, depth: u16) -> io::Result<Box<dyn Queue>> {
+    Ok(match file.medium {
+        Medium::Host(_) => Box::new(UringQueue::<KernelRing>::open(file, pool, depth)?),
+        #[cfg(feature = "contract")]
+        Medium::Simulated(_) => Box::new(UringQueue::<simulated::SimulatedRing>::open(file, pool, depth)?),
+    })
+}
+
 impl Disk for FileDisk {
     fn info(&self) -> DiskInfo {
         self.file.info.clone()
@@ -100,8 +116,8 @@ impl Disk for FileDisk {
         if self.aio == Aio::Threads {
             return threads(file, pool);
         }
-        match uring::UringQueue::open(file.clone(), pool.clone(), depth) {
-            Ok(queue) => Ok(Box::new(queue)),
+        match open_ring(file.clone(), pool.clone(), depth) {
+            Ok(queue) => Ok(queue),
             // The first ring worked; this one may have met a limit on memory or descriptors.
             Err(error) if self.aio == Aio::Auto => {
                 tracing::warn!(%error, path = %file.path.display(), "no ring for this queue: using threads");

@@ -4,6 +4,7 @@ use super::alignment::Alignment;
 use super::bounce::BounceBuffer;
 use super::cache_mode::CacheMode;
 use super::lock::{Access, LockError, lock};
+use super::medium::Medium;
 use super::open_file::{Kind, OpenFile};
 use super::transfer::MAX_BYTES;
 use crate::disk::{DiskInfo, Unmapped};
@@ -40,12 +41,12 @@ pub(super) enum Content {
 
 /// What the name of a file disk says.
 pub(super) struct FileOptions {
-    path: PathBuf,
-    content: Content,
-    cache: CacheMode,
+    pub path: PathBuf,
+    pub content: Content,
+    pub cache: CacheMode,
     pub aio: Aio,
-    read_only: bool,
-    discard: bool,
+    pub read_only: bool,
+    pub discard: bool,
 }
 
 impl FileOptions {
@@ -124,7 +125,8 @@ impl FileOptions {
         let tail = self.open_tail(&fd, &info)?;
         self.check_header(&fd)?;
         let image = self.content == Content::Image;
-        Ok(OpenFile::new(self.path, fd, tail, kind, self.cache, alignment, info, image))
+        let (medium, tail) = (Medium::Host(fd), tail.map(Medium::Host));
+        Ok(OpenFile::new(self.path, medium, tail, kind, self.cache, alignment, info, image))
     }
 
     fn open_fd(&self) -> Result<OwnedFd, OpenError> {

@@ -4,12 +4,12 @@ use super::alignment::Alignment;
 use super::bounce::BounceBuffer;
 use super::cache_mode::CacheMode;
 use super::lock::unlock;
+use super::medium::Medium;
 use super::transfer::Transfer;
 use crate::disk::{DiskInfo, Unmapped};
 use crate::request::{Operation, Request, RequestFlags, RequestResult, Segment};
 use crate::write_ranges::WriteRanges;
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::fd::AsRawFd;
+use rustix::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
@@ -25,9 +25,9 @@ pub(super) enum Kind {
 /// An open file or block device.
 pub(super) struct OpenFile {
     pub path: PathBuf,
-    pub fd: OwnedFd,
+    pub medium: Medium,
     /// The same file through the page cache, where `O_DIRECT` cannot write the last bytes: see [`super::blocking`].
-    pub tail: Option<OwnedFd>,
+    pub tail: Option<Medium>,
     pub kind: Kind,
     pub cache: CacheMode,
     pub alignment: Alignment,
@@ -48,8 +48,8 @@ impl OpenFile {
     #[allow(clippy::too_many_arguments)] // once, from `open`
     pub fn new(
         path: PathBuf,
-        fd: OwnedFd,
-        tail: Option<OwnedFd>,
+        medium: Medium,
+        tail: Option<Medium>,
         kind: Kind,
         cache: CacheMode,
         alignment: Alignment,
@@ -62,7 +62,7 @@ impl OpenFile {
         let block = u64::from(alignment.request).max(rustix::param::page_size() as u64);
         Self {
             path,
-            fd,
+            medium,
             tail,
             kind,
             cache,
@@ -158,16 +158,13 @@ impl OpenFile {
     pub fn sync(&self) -> Result<(), i32> {
         self.writable()?;
         loop {
-            // SAFETY: a plain system call on our own descriptor.
-            match unsafe { libc::fdatasync(self.fd.as_raw_fd()) } {
-                0 => return Ok(()),
-                _ => match last_errno() {
-                    libc::EINTR => {}
-                    errno => {
-                        self.sync_failed(errno);
-                        return Err(errno);
-                    }
-                },
+            match self.medium.sync() {
+                Ok(()) => return Ok(()),
+                Err(libc::EINTR) => {}
+                Err(errno) => {
+                    self.sync_failed(errno);
+                    return Err(errno);
+                }
             }
         }
     }
@@ -184,13 +181,11 @@ impl OpenFile {
 
 impl Drop for OpenFile {
     fn drop(&mut self) {
-        unlock(self.fd.as_fd());
-    }
-}
-
-impl AsFd for OpenFile {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        match &self.medium {
+            Medium::Host(fd) => unlock(fd.as_fd()),
+            #[cfg(feature = "contract")]
+            Medium::Simulated(_) => {}
+        }
     }
 }
 

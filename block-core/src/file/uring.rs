@@ -1,23 +1,20 @@
 //! `aio=io_uring`: requests go to the kernel through a ring of shared memory, one system call for a batch of them.
 //!
-//! Each queue has a ring of its own, set up for one thread (`SINGLE_ISSUER`) whose completions are worked off only when
-//! that thread asks (`DEFER_TASKRUN`), where the kernel has that. What io_uring cannot take as it is goes to the
-//! disk's thread pool, whose event the ring reads, so that the ring's descriptor is the only one to wait on.
-//!
-//! Fixed buffers (`READ_FIXED`) are not used: they pin guest memory, and go on naming the old pages after a guest's
-//! balloon has given those back and got others, so that data would end up where nobody looks.
+//! Each queue has a [`Ring`] of its own. What io_uring cannot take as it is goes to the disk's thread pool, whose event
+//! the ring reads, so that the ring's descriptor is the only one to wait on.
 
 use super::open_file::OpenFile;
 use super::pool::{Jobs, Pool, let_go};
+use super::ring::{Completed, Entry, REAP, Ring};
 use super::threads::Pending;
-use super::transfer::{MAX_BYTES, Transfer};
+use super::transfer::Transfer;
 use crate::queue::{Queue, Submission};
 use crate::request::{Completion, Operation, Request, RequestFlags};
-use io_uring::{EnterFlags, IoUring, Probe, cqueue, opcode, squeue, types};
 use rustix::event::EventfdFlags;
+use rustix::fd::AsFd;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -27,15 +24,9 @@ const MAX_DEPTH: u16 = 32767;
 /// The user data of the read that waits for the pool's event; requests have their slot's number.
 const POOL_EVENT: u64 = u64::MAX;
 
-/// Entries taken off the completion ring at a time.
-const REAP: usize = 64;
-
-/// The file, as registered with each ring.
-const FILE: types::Fixed = types::Fixed(0);
-
 /// A queue on a ring.
-pub(super) struct UringQueue {
-    ring: IoUring,
+pub(super) struct UringQueue<R: Ring> {
+    ring: R,
     file: Arc<OpenFile>,
     pool: Arc<Pool>,
     jobs: Arc<Jobs>,
@@ -43,6 +34,8 @@ pub(super) struct UringQueue {
     free: Vec<u32>,
     /// Entries in the submission ring that the kernel has not taken yet.
     unsubmitted: u32,
+    /// Entries that the kernel has taken and not given back.
+    with_kernel: u32,
     /// For the pool, handed over by the next kick.
     pool_batch: Vec<u32>,
     with_pool: usize,
@@ -89,60 +82,11 @@ enum Outcome {
     ToPool,
 }
 
-/// Whether this process may use io_uring, and for all that is needed of it.
-///
-/// # Errors
-///
-/// What the kernel says: `ENOSYS`, `EPERM` (a sandbox, `kernel.io_uring_disabled`), `ENOMEM` (locked memory).
-pub(super) fn probe() -> io::Result<()> {
-    let ring = build_ring(2)?;
-    let mut probe = Probe::new();
-    ring.submitter().register_probe(&mut probe)?;
-    let needed = [
-        opcode::Read::CODE,
-        opcode::Write::CODE,
-        opcode::Readv::CODE,
-        opcode::Writev::CODE,
-        opcode::Fsync::CODE,
-    ];
-    if needed.into_iter().all(|code| probe.is_supported(code)) {
-        Ok(())
-    } else {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-}
-
-/// A ring with the best set-up that the kernel has.
-///
-/// Not `DEFER_TASKRUN`: on such a ring nobody who sleeps in `poll` or `epoll` on its
-/// descriptor is woken when a completion comes in as deferred work (seen on Linux 6.18: only the posting of an entry
-/// wakes, and that is what is deferred). Cooperative task work interrupts the sleep instead.
-fn build_ring(entries: u32) -> io::Result<IoUring> {
-    // Linux 6.0; SINGLE_ISSUER is what that adds to 5.19.
-    let newest = IoUring::builder()
-        .setup_single_issuer()
-        .setup_coop_taskrun()
-        .setup_taskrun_flag()
-        .setup_submit_all()
-        .build(entries);
-    match newest {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
-        other => return other,
-    }
-    let newer =
-        IoUring::builder().setup_coop_taskrun().setup_taskrun_flag().setup_submit_all().build(entries);
-    match newer {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => IoUring::new(entries),
-        other => other,
-    }
-}
-
-impl UringQueue {
+impl<R: Ring> UringQueue<R> {
     pub fn open(file: Arc<OpenFile>, pool: Arc<Pool>, depth: u16) -> io::Result<Self> {
         let depth = depth.clamp(1, MAX_DEPTH);
         // Each request has at most one entry at a time, and the pool's event has one.
-        let ring = build_ring(u32::from(depth) + 1)?;
-        ring.submitter().register_files(&[file.fd.as_raw_fd()])?;
+        let ring = R::open(&file, u32::from(depth) + 1)?;
         let depth = usize::from(depth);
         // Blocking, for io_uring then waits where a non-blocking descriptor would give `EAGAIN`.
         let jobs = Arc::new(Jobs::new(file.clone(), depth, Transfer::empty, EventfdFlags::empty())?);
@@ -161,6 +105,7 @@ impl UringQueue {
             slots: (0..depth).map(slot).collect(),
             free: (0..depth as u32).rev().collect(),
             unsubmitted: 0,
+            with_kernel: 0,
             pool_batch: Vec::with_capacity(depth),
             with_pool: 0,
             event_armed: false,
@@ -173,43 +118,23 @@ impl UringQueue {
     /// Puts the next step of a slot's request into the submission ring.
     #[inline]
     fn push_step(&mut self, index: u32) {
-        let slot = &mut self.slots[index as usize];
-        let segments = slot.transfer.next_segments();
-        let offset = slot.transfer.offset;
-        let entry = match (slot.step, segments) {
-            (Step::Read, [one]) => {
-                opcode::Read::new(FILE, one.base, one.len.min(MAX_BYTES) as u32).offset(offset).build()
+        let Slot { step, transfer, .. } = &mut self.slots[index as usize];
+        let (segments, offset) = (transfer.next_segments(), transfer.offset);
+        let entry = match step {
+            Step::Read => Entry::Read { segments, offset },
+            Step::Write { durable, dsync } => {
+                *dsync = *durable && !self.file.dsync_refused.load(Ordering::Relaxed);
+                Entry::Write { segments, offset, dsync: *dsync }
             }
-            (Step::Read, many) => {
-                opcode::Readv::new(FILE, many.as_ptr().cast(), many.len() as u32).offset(offset).build()
-            }
-            (Step::Write { durable, .. }, segments) => {
-                let dsync = durable && !self.file.dsync_refused.load(Ordering::Relaxed);
-                slot.step = Step::Write { durable, dsync };
-                let flags = if dsync { libc::RWF_DSYNC } else { 0 };
-                match segments {
-                    [one] => opcode::Write::new(FILE, one.base, one.len.min(MAX_BYTES) as u32)
-                        .offset(offset)
-                        .rw_flags(flags)
-                        .build(),
-                    many => opcode::Writev::new(FILE, many.as_ptr().cast(), many.len() as u32)
-                        .offset(offset)
-                        .rw_flags(flags)
-                        .build(),
-                }
-            }
-            (Step::Sync, _) => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
+            Step::Sync => Entry::Sync,
         };
-        self.push(entry.user_data(u64::from(index)));
-    }
-
-    #[inline]
-    fn push(&mut self, entry: squeue::Entry) {
-        // SAFETY: what the entry points to (segments in the slot, memory of the request, the event's count) stays until
-        // it has completed: slots are reused, and the queue dropped, only then.
-        while unsafe { self.ring.submission().push(&entry) }.is_err() {
+        // SAFETY: what the entry points to (segments in the slot, memory of the request) stays until it has completed:
+        // slots are reused, and the queue dropped, only then.
+        while !unsafe { self.ring.push(entry, u64::from(index)) } {
             // There is room for every slot and the event; should a kernel ever leave entries behind, it gets them first.
-            self.enter(0);
+            let taken = self.ring.enter(self.unsubmitted, 0).unwrap_or(0).min(self.unsubmitted);
+            self.unsubmitted -= taken;
+            self.with_kernel += taken;
         }
         self.unsubmitted += 1;
     }
@@ -245,27 +170,33 @@ impl UringQueue {
 
     fn arm_event(&mut self) {
         if self.with_pool > 0 && !self.event_armed {
-            let fd = types::Fd(self.jobs.event().as_raw_fd());
-            let to = (&raw mut *self.event_count).cast();
-            self.push(opcode::Read::new(fd, to, 8).build().user_data(POOL_EVENT));
+            let entry = Entry::Event { event: self.jobs.event().as_fd(), count: &raw mut *self.event_count };
+            // SAFETY: the event and its count stay as long as the queue, which waits for its entries before it goes.
+            while !unsafe { self.ring.push(entry, POOL_EVENT) } {
+                // As in `push_step`.
+                let taken = self.ring.enter(self.unsubmitted, 0).unwrap_or(0).min(self.unsubmitted);
+                self.unsubmitted -= taken;
+                self.with_kernel += taken;
+            }
+            self.unsubmitted += 1;
             self.event_armed = true;
         }
     }
 
     /// Gives the kernel what is in the submission ring and takes what has completed, waiting for `wait` completions.
     fn enter(&mut self, wait: u32) {
-        let flags = EnterFlags::GETEVENTS.bits();
         loop {
-            // SAFETY: no signal mask is passed, and the entries are valid: see `push`.
-            let entered =
-                unsafe { self.ring.submitter().enter::<libc::sigset_t>(self.unsubmitted, wait, flags, None) };
-            match entered {
-                Ok(n) => self.unsubmitted -= (n as u32).min(self.unsubmitted),
+            match self.ring.enter(self.unsubmitted, wait) {
+                Ok(n) => {
+                    let taken = n.min(self.unsubmitted);
+                    self.unsubmitted -= taken;
+                    self.with_kernel += taken;
+                }
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EINTR) => continue,
                     // No memory for requests for now. Those under way will end and wake whoever sleeps on the ring, and
                     // the poll that follows comes back here; with none under way, only trying again helps.
-                    Some(libc::EAGAIN | libc::EBUSY) if !self.under_way() => {
+                    Some(libc::EAGAIN | libc::EBUSY) if self.with_kernel == 0 => {
                         std::thread::yield_now();
                         continue;
                     }
@@ -284,11 +215,6 @@ impl UringQueue {
                 return;
             }
         }
-    }
-
-    /// Whether the kernel or the pool has requests that will end without our help.
-    fn under_way(&self) -> bool {
-        self.slots.len() - self.free.len() > self.unsubmitted as usize
     }
 
     fn complete(&mut self, index: u32, result: i32) -> Outcome {
@@ -360,19 +286,22 @@ impl UringQueue {
 
     /// Works off what is in the completion ring.
     fn reap(&mut self, completions: &mut Vec<Completion>) {
-        let mut entries: [MaybeUninit<cqueue::Entry>; REAP] = [const { MaybeUninit::uninit() }; REAP];
+        let mut entries: [MaybeUninit<Completed>; REAP] = [const { MaybeUninit::uninit() }; REAP];
         loop {
-            let entries = self.ring.completion().fill(&mut entries);
-            if entries.is_empty() {
+            let n = self.ring.reap(&mut entries);
+            if n == 0 {
                 return;
             }
-            for entry in entries {
-                if entry.user_data() == POOL_EVENT {
+            self.with_kernel -= n as u32;
+            for entry in &entries[..n] {
+                // SAFETY: `reap` has written the first `n`.
+                let Completed { user_data, result } = unsafe { entry.assume_init() };
+                if user_data == POOL_EVENT {
                     self.collect_from_pool(completions);
                     continue;
                 }
-                let index = entry.user_data() as u32;
-                match self.complete(index, entry.result()) {
+                let index = user_data as u32;
+                match self.complete(index, result) {
                     Outcome::Ended(result) => self.end(index, result, completions),
                     Outcome::Continue => {
                         self.push_step(index);
@@ -402,7 +331,7 @@ impl UringQueue {
     }
 }
 
-impl Queue for UringQueue {
+impl<R: Ring> Queue for UringQueue<R> {
     #[inline]
     unsafe fn submit(&mut self, request: Request<'_>) -> Submission {
         if let Some(result) = self.file.settled(&request) {
@@ -455,7 +384,7 @@ impl Queue for UringQueue {
         }
         self.reap(completions);
         // Completions that the kernel has, but works off only when it is asked to.
-        while self.ring.submission().taskrun() {
+        while self.ring.has_deferred() {
             self.enter(0);
             self.reap(completions);
         }
@@ -466,12 +395,11 @@ impl Queue for UringQueue {
     }
 
     fn wait_fd(&self) -> Option<BorrowedFd<'_>> {
-        // SAFETY: the descriptor lives as long as the ring, and so as `self`.
-        Some(unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) })
+        Some(self.ring.fd())
     }
 }
 
-impl Drop for UringQueue {
+impl<R: Ring> Drop for UringQueue<R> {
     fn drop(&mut self) {
         let mut rest = Vec::new();
         self.kick();
@@ -481,19 +409,19 @@ impl Drop for UringQueue {
         }
         let_go(&self.jobs);
         self.pool.release(self.slots.len());
-        // The kernel takes a ring apart some time after it was closed; the file is to be closed when its disk is.
-        let _ = self.ring.submitter().unregister_files();
+        self.ring.release_file();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::open::FileOptions;
+    use super::super::ring::{KernelRing, probe};
     use super::*;
     use crate::Segment;
 
     /// A queue on a file, and 8 KiB of memory to write from. `None`, and says so, without io_uring or O_DIRECT.
-    fn queue(cache: &str) -> Option<(UringQueue, Vec<u8>)> {
+    fn queue(cache: &str) -> Option<(UringQueue<KernelRing>, Vec<u8>)> {
         if let Err(error) = probe() {
             eprintln!("skipped: no io_uring: {error}");
             return None;
@@ -514,7 +442,7 @@ mod tests {
     }
 
     /// Submits an aligned write of 8 KiB at 4096 and gives its slot; the kernel has not got it yet.
-    fn write(queue: &mut UringQueue, memory: &mut [u8], flags: RequestFlags) -> u32 {
+    fn write(queue: &mut UringQueue<KernelRing>, memory: &mut [u8], flags: RequestFlags) -> u32 {
         let aligned = memory.as_ptr().align_offset(4096);
         let base = memory[aligned..].as_mut_ptr();
         let segments = [Segment { base, len: 8192 }];
@@ -602,14 +530,15 @@ mod tests {
         drop(queue);
     }
 
-    impl UringQueue {
+    impl UringQueue<KernelRing> {
         /// Lets the kernel have `n` entries that tests have left in the ring, so that none of them is in the way of the
         /// queue's end.
         fn reap_all(&mut self, n: usize) {
             self.enter(n as u32);
+            let mut entries = [const { MaybeUninit::uninit() }; REAP];
             let mut left = n;
             while left > 0 {
-                left -= self.ring.completion().count();
+                left -= self.ring.reap(&mut entries);
             }
             self.free = (0..self.slots.len() as u32).collect();
         }
