@@ -2,8 +2,10 @@
 
 use crate::disk::Disk;
 use crate::file::CacheMode;
+use crate::registry::OpenError;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 /// A disk that can hold an image: beside its queues, which carry the guest's data, it can be reached blocking, for the
 /// image's metadata, and it grows.
@@ -45,6 +47,13 @@ pub trait ImageFile: Disk {
     ///
     /// What the host said; `ENOSPC` for a block device, which is as long as it is.
     fn resize(&self, size: u64) -> io::Result<()>;
+
+    /// Opens another one the way this one was opened: the backing file or the data file that an image names.
+    ///
+    /// # Errors
+    ///
+    /// As for any disk: it is not there, it is in use, it may not be written.
+    fn open_beside(&self, path: &Path, read_only: bool) -> Result<Arc<dyn ImageFile>, OpenError>;
 
     /// How it is cached.
     fn cache_mode(&self) -> CacheMode;

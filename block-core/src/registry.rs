@@ -2,8 +2,10 @@
 
 use crate::disk::Disk;
 use crate::file::FileDisk;
+use crate::format::{self, Format};
 use crate::mem::MemDisk;
 use crate::null::NullDisk;
+use crate::qcow2::Qcow2Disk;
 use crate::spec::{DiskSpec, SpecError};
 use std::collections::BTreeMap;
 use std::io;
@@ -59,10 +61,18 @@ pub struct Registry {
 impl Default for Registry {
     fn default() -> Self {
         let mut registry = Self { openers: BTreeMap::new() };
-        registry.register(Self::FILE, Box::new(|spec| Ok(Arc::new(FileDisk::open(spec)?))));
+        registry.register(Self::FILE, Box::new(open_file));
         registry.register("mem", Box::new(|spec| Ok(Arc::new(MemDisk::open(spec)?))));
         registry.register("null", Box::new(|spec| Ok(Arc::new(NullDisk::open(spec)?))));
         registry
+    }
+}
+
+/// A file, in the format that its name says.
+fn open_file(spec: DiskSpec) -> Result<Arc<dyn Disk>, OpenError> {
+    match format::take(&mut spec.clone())? {
+        Format::Raw { .. } => Ok(Arc::new(FileDisk::open(spec)?)),
+        Format::Qcow2 => Ok(Arc::new(Qcow2Disk::open(spec)?)),
     }
 }
 

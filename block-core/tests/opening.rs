@@ -85,9 +85,9 @@ fn format_and_name_and_header_must_agree_or_be_settled() {
     let dir = dir();
     let raw = file(&dir, "disk.img", 4096);
     assert!(open(&raw, ",format=raw").is_ok());
-    refused(&raw, ",format=qcow2", &["qcow2", "not supported yet"]);
+    refused(&raw, ",format=qcow2", &["not a qcow2 image"]);
     let named = file(&dir, "disk.qcow2", 4096);
-    refused(&named, "", &["as its name", "not supported yet", "format=raw"]);
+    refused(&named, "", &["not a qcow2 image", "format=raw"]);
     assert!(open(&named, ",format=raw").is_ok());
     for cache in ["writeback", "none"] {
         // What a guest could do to its raw disk.

@@ -14,6 +14,7 @@ use crate::spec::DiskSpec;
 use std::cell::RefCell;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 thread_local! {
     /// Where the requests of this thread bounce; made when the first one has to.
@@ -24,13 +25,20 @@ thread_local! {
 const ALIGNMENT: usize = 64 << 10;
 
 impl FileDisk {
-    /// The file of an image of some format, which takes the file's options out of the spec and leaves others there.
+    /// The file of an image; the format has taken its own options out of the spec.
     ///
     /// # Errors
     ///
     /// As [`FileDisk::open`].
-    pub fn open_image(spec: &mut DiskSpec) -> Result<Self, OpenError> {
-        Self::open_with(FileOptions::take_some(spec, Content::Image)?)
+    pub fn open_image(mut spec: DiskSpec) -> Result<Self, OpenError> {
+        let options = FileOptions::take_some(&mut spec, Content::Image)?;
+        spec.finish()?;
+        Self::open_with(options)
+    }
+
+    /// Whether `discard=` lets a discard give something back.
+    pub(crate) fn info_discards(&self) -> bool {
+        self.file.discard
     }
 
     /// Carries out a request with blocking calls.
@@ -82,6 +90,18 @@ impl ImageFile for FileDisk {
             Kind::BlockDevice if size <= self.file.info.capacity => Ok(()),
             Kind::BlockDevice => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
         }
+    }
+
+    fn open_beside(&self, path: &Path, read_only: bool) -> Result<Arc<dyn ImageFile>, OpenError> {
+        let options = FileOptions {
+            path: path.to_owned(),
+            content: Content::Image,
+            cache: self.file.cache,
+            aio: self.aio,
+            read_only,
+            discard: self.file.discard,
+        };
+        Ok(Arc::new(Self::open_with(options)?))
     }
 
     fn cache_mode(&self) -> CacheMode {

@@ -28,7 +28,7 @@ mod ring;
 #[cfg(feature = "contract")]
 pub mod simulated;
 mod threads;
-mod transfer;
+pub(crate) mod transfer;
 mod uring;
 
 pub use cache_mode::CacheMode;

@@ -56,11 +56,7 @@ impl FileOptions {
             Format::Raw { said: false } => Content::Raw,
             Format::Raw { said: true } => Content::SaidRaw,
             Format::Qcow2 => {
-                return Err(unusable(
-                    spec.location(),
-                    "qcow2, as its name or format= says, is not supported yet: convert it to raw (format=raw for a raw file of \
-                     this name)",
-                ));
+                return Err(unusable(spec.location(), "is a qcow2 image, not a raw disk"));
             }
         };
         let options = Self::take_some(&mut spec, content)?;
@@ -126,7 +122,9 @@ impl FileOptions {
         self.check_header(&fd)?;
         let image = self.content == Content::Image;
         let (medium, tail) = (Medium::Host(fd), tail.map(Medium::Host));
-        Ok(OpenFile::new(self.path, medium, tail, kind, self.cache, alignment, info, image))
+        let mut file = OpenFile::new(self.path, medium, tail, kind, self.cache, alignment, info, image);
+        file.discard = self.discard;
+        Ok(file)
     }
 
     fn open_fd(&self) -> Result<OwnedFd, OpenError> {

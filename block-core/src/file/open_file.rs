@@ -34,6 +34,8 @@ pub(super) struct OpenFile {
     pub info: DiskInfo,
     /// It holds the image of a format, and reads as zeroes behind its end.
     pub image: bool,
+    /// What `discard=` said.
+    pub discard: bool,
     /// Where requests have to end.
     limit: u64,
     /// Keeps read-modify-writes apart; only used with `O_DIRECT`.
@@ -69,6 +71,7 @@ impl OpenFile {
             alignment,
             info,
             image,
+            discard: true,
             limit,
             ranges: WriteRanges::new(block),
             failed: AtomicI32::new(0),

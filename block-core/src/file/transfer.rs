@@ -13,7 +13,7 @@ const USUAL_SEGMENTS: usize = 32;
 
 /// The rest of a read or a write. Keeps the room for its segments from one request to the next.
 #[derive(Debug)]
-pub(super) struct Transfer {
+pub(crate) struct Transfer {
     /// Where on the disk it goes on.
     pub offset: u64,
     /// Bytes that are left.

@@ -1,7 +1,41 @@
-//! qcow2, QEMU's copy-on-write image format (QEMU's `docs/interop/qcow2.rst`).
+//! qcow2, QEMU's copy-on-write image format (QEMU's `docs/interop/qcow2.rst`): `IMAGE.qcow2`, or `format=qcow2`.
+//!
+//! | option | |
+//! |---|---|
+//! | `format=` | `qcow2`; without it the name has to say so |
+//! | `backing=` | a file that takes the place of the backing file which the image names |
+//! | `backing-format=` | `raw` or `qcow2`, of that one; by its name otherwise |
+//! | `l2-cache-size=` | the largest table of mappings, and the most of its metadata that is kept; 32M at most by default |
+//!
+//! and those of the file that it is in: `cache=`, `aio=`, `readonly=`, `discard=` (see [`mod@crate::file`]).
+//!
+//! The image's metadata is imago's; the guest's data goes through the queues of the file, at the offset that the
+//! metadata says. What a request meets, in order: `queue.rs` finds its clusters in the table of `mapping.rs` and sends it
+//! on; what is not there goes through `mailbox.rs` to a thread of `workers.rs`, which asks `metadata.rs`. That allocates,
+//! copies, zeroes and discards in `image.rs`, which is imago with `storage.rs` and `pages.rs` below it: what keeps the
+//! image consistent whenever the power goes is there. `epoch.rs` says when a discarded cluster may be used again.
+//! `chain.rs` opens the layers.
 //!
 //! What is on the medium is read by [`layout`], and by nothing else of ours; [`offline`] checks and repairs images, and has
 //! their internal snapshots.
+//!
+//! Not here: encryption, zstd, extended L2 entries (`layout` refuses them by name); persistent bitmaps, which are marked
+//! as out of date when an image is opened for writing; refcounts that are updated late (`lazy_refcounts` is read, but
+//! refcounts are always right).
 
+mod chain;
+mod disk;
+mod epoch;
+mod image;
 pub mod layout;
+mod mailbox;
+mod mapping;
+mod metadata;
 pub mod offline;
+mod open;
+mod pages;
+mod queue;
+mod storage;
+mod workers;
+
+pub use disk::Qcow2Disk;

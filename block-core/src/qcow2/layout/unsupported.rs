@@ -52,6 +52,13 @@ impl fmt::Display for Unsupported {
 
 impl std::error::Error for Unsupported {}
 
+impl Unsupported {
+    /// Whether it only forbids writing: what a guest may read is all there.
+    pub fn can_be_read(&self) -> bool {
+        matches!(self, Self::Dirty | Self::Corrupt)
+    }
+}
+
 impl Header {
     /// What of the image ringpair does not support, if there is something: for whoever opens it as a disk. A person
     /// may have to do something about a dirty or corrupt image, so these come last.

@@ -1,0 +1,177 @@
+//! An image's metadata: imago, with our [`Pages`] below it.
+
+use super::layout::feature::Autoclear;
+use super::layout::{Header, Version};
+use super::mapping::Mapping;
+use super::pages::Pages;
+use super::storage::{Storage, whole_size};
+use crate::image_file::ImageFile;
+use imago::ShallowMapping;
+use imago::format::drivers::FormatDriverInstance;
+use imago::io_buffers::IoVectorMut;
+use imago::qcow2::Qcow2;
+use std::io;
+use std::sync::Arc;
+
+/// An open image.
+pub(super) struct Image {
+    pub header: Header,
+    pub pages: Arc<Pages>,
+    imago: Qcow2<Storage>,
+}
+
+/// What a range of an image is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Run {
+    /// Data, from this offset of the data file on; to be written there only if it is `ours` alone.
+    Data {
+        /// Where.
+        offset: u64,
+        /// Whether its refcount is one.
+        ours: bool,
+    },
+    /// Zeroes, whatever the backing file has.
+    Zero,
+    /// What the backing file has.
+    Unallocated,
+    /// Compressed data.
+    Compressed,
+}
+
+fn corrupt(reason: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, reason.into())
+}
+
+impl Image {
+    /// Opens the image in a file whose header is this.
+    pub fn open(file: Arc<dyn ImageFile>, header: Header) -> io::Result<Self> {
+        let writable = !file.info().read_only;
+        if writable {
+            clear_autoclear(&*file, &header)?;
+        }
+        let pages = Arc::new(Pages::open(file, &header)?);
+        let storage = Storage::new(pages.clone(), &header);
+        let mut imago = Qcow2::<Storage>::open_image(storage, writable)?;
+        // Backing and data files are ours to look into.
+        imago.set_backing(None);
+        imago.set_data_file(None);
+        Ok(Self { header, pages, imago })
+    }
+
+    /// What `len` bytes from `offset` on are, as far as they go on the same way: at least to the end of the cluster,
+    /// unless that is more than `len`.
+    pub fn look_up(&self, offset: u64, len: u64) -> io::Result<(Run, u64)> {
+        let (mapping, len) = self.imago.get_mapping(offset, len)?;
+        let run = match mapping {
+            ShallowMapping::Raw { offset, writable, .. } => Run::Data { offset, ours: writable },
+            ShallowMapping::Zero { explicit: true, .. } => Run::Zero,
+            ShallowMapping::Zero { explicit: false, .. } => Run::Unallocated,
+            ShallowMapping::Special { .. } => Run::Compressed,
+            _ => return Err(corrupt("a mapping that an image cannot have")),
+        };
+        if len == 0 { Err(corrupt("a mapping of nothing")) } else { Ok((run, len)) }
+    }
+
+    /// Reads a compressed cluster.
+    pub fn read_compressed(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.imago.readv_special(IoVectorMut::from(into), offset)
+    }
+
+    /// Gives the clusters of a range, all of them or as many as are contiguous in the data file, a place of their own:
+    /// `write` gets its offset and length and puts the data there; then they are mapped to it. Says where and how much.
+    ///
+    /// What they were before is still there while `write` runs, and afterwards if it fails.
+    pub fn map(
+        &self,
+        offset: u64,
+        len: u64,
+        write: impl FnOnce(u64, u64) -> io::Result<()>,
+    ) -> io::Result<(u64, u64)> {
+        let prepared = self.imago.prepare_data_mapping(offset, len, true)?;
+        let (host, len) = (prepared.offset(), prepared.length().min(len));
+        if len == 0 {
+            return Err(corrupt("a mapping of nothing"));
+        }
+        write(host, len)?;
+        self.imago.commit_data_mapping(prepared)?;
+        Ok((host, len))
+    }
+
+    /// Makes whole clusters read as zeroes and leaves them where they are: nobody else gets them. Says how many bytes of
+    /// the range that was, from its beginning.
+    pub fn zero(&self, offset: u64, len: u64) -> io::Result<u64> {
+        self.made(offset, self.imago.ensure_zero_mapping(offset, len)?)
+    }
+
+    /// Makes whole clusters read as zeroes and gives away where they were. Says how many bytes of the range that was,
+    /// from its beginning.
+    ///
+    /// # Safety
+    ///
+    /// Nobody uses where they were any more.
+    pub unsafe fn give_away(&self, offset: u64, len: u64) -> io::Result<u64> {
+        // SAFETY: handed on from the caller.
+        self.made(offset, unsafe { self.imago.discard_to_zero_unsafe(offset, len)? })
+    }
+
+    fn made(&self, offset: u64, (at, len): (u64, u64)) -> io::Result<u64> {
+        if at == offset && len > 0 { Ok(len) } else { Err(corrupt("clusters that cannot be zeroed")) }
+    }
+
+    /// Writes the metadata to the file; with `durable` it is on the medium afterwards, and so is the data.
+    pub fn write_back(&self, data_file: &dyn ImageFile, durable: bool) -> io::Result<()> {
+        self.imago.flush()?;
+        self.pages.write_back(data_file, durable)
+    }
+
+    /// Lets imago forget what it has read. Nothing may be dirty.
+    pub fn forget(&self) -> io::Result<()> {
+        self.pages.forget_bytes_read();
+        // SAFETY: the caller has just written everything back, so that the file says what imago knows.
+        unsafe { self.imago.invalidate_cache() }
+    }
+
+    /// The size that imago knows: whole clusters.
+    pub fn whole_size(&self) -> u64 {
+        whole_size(&self.header)
+    }
+
+    /// Whether clusters can be marked as zeroes.
+    pub fn has_zero_clusters(&self) -> bool {
+        self.header.version >= Version::V3
+    }
+
+    /// Whether the data file is to be a raw image by itself.
+    pub fn data_file_is_raw(&self) -> bool {
+        self.header.autoclear_features.contains(Autoclear::RAW_EXTERNAL_DATA)
+    }
+
+    /// The mapping of data that may be written in place.
+    ///
+    /// # Errors
+    ///
+    /// It is not inside the data file, or is where metadata is: the image is corrupt.
+    pub fn writable(&self, host: u64, len: u64, data_file_size: u64) -> io::Result<Mapping> {
+        let bits = self.header.cluster_bits;
+        let end = host.checked_add(len).ok_or_else(|| corrupt("data beyond the largest file"))?;
+        if !self.header.external_data_file() {
+            if end > data_file_size.next_multiple_of(1 << bits) {
+                return Err(corrupt(format!("data at {host:#x}, beyond the end of the file")));
+            }
+            if (host >> bits..end.div_ceil(1 << bits)).any(|cluster| self.pages.is_metadata(cluster)) {
+                return Err(corrupt(format!("data at {host:#x}, where metadata is")));
+            }
+        }
+        Mapping::data(host).ok_or_else(|| corrupt(format!("data at {host:#x}")))
+    }
+}
+
+/// A writer that does not keep up what these bits stand for clears them first (the bitmaps, for instance).
+fn clear_autoclear(file: &dyn ImageFile, header: &Header) -> io::Result<()> {
+    let kept = header.autoclear_features & Autoclear::RAW_EXTERNAL_DATA;
+    if header.version < Version::V3 || kept == header.autoclear_features {
+        return Ok(());
+    }
+    file.write_at(88, &kept.bits().to_be_bytes())?;
+    file.flush()
+}

@@ -1,0 +1,370 @@
+//! The image's metadata on its way to the file: kept in memory as it changes, and written in an order that no loss of
+//! power can turn into a corrupt image.
+//!
+//! imago writes its tables when it likes to and in an order that is right only if every write reaches the medium before
+//! the next one. Here its writes stay in memory, page by page, and imago's reads find them there. [`Pages::write_back`]
+//! then takes the image from one consistent state to the next, in steps between which the file is flushed:
+//!
+//! 1. refcounts, each the larger one of what it was and what it is to be;
+//! 2. refcount table entries, and then the header's pointer to that table, where they have changed;
+//! 3. L2 tables, and with them everything else;
+//! 4. L1 table entries, where they have changed;
+//! 5. refcounts as they are to be.
+//!
+//! Before step 3 all data that the guest or a copy-on-write has put into new clusters is on the medium too. So whatever
+//! is lost, each cluster that something points to is counted and holds what it should: what a loss of power can leave
+//! behind is clusters that are counted and not used.
+
+use super::layout::{Header, L1Entry, refcount};
+use crate::image_file::ImageFile;
+use std::collections::{BTreeMap, HashSet};
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The largest page, as a power of two; smaller where clusters are.
+const MAX_PAGE_BITS: u32 = 12;
+
+/// The most bytes that are written in one call.
+const MAX_WRITE: usize = 1 << 20;
+
+/// The image's metadata: the file, and what is not in it yet.
+pub(super) struct Pages {
+    file: Arc<dyn ImageFile>,
+    header: Header,
+    page_bits: u32,
+    state: Mutex<State>,
+    dirty: AtomicUsize,
+    /// A cluster may have been freed since the metadata was last made durable.
+    freed: AtomicBool,
+    /// Bytes that imago has read, and so may keep.
+    read: AtomicU64,
+    writes: AtomicU64,
+    /// The end of the last page that was ever written.
+    end: AtomicU64,
+}
+
+struct State {
+    dirty: BTreeMap<u64, Box<[u8]>>,
+    tables: Tables,
+    /// Clusters that hold metadata, for nobody to take them for data.
+    metadata: HashSet<u64>,
+    /// The refcount table or the header has changed: `tables` has to be found out again.
+    moved: bool,
+}
+
+/// Where the tables are that have a place in the order.
+#[derive(Default)]
+struct Tables {
+    refcount_table: Range<u64>,
+    refcount_blocks: HashSet<u64>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn invalid(reason: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, reason)
+}
+
+impl Pages {
+    /// The metadata of an image with this header.
+    pub fn open(file: Arc<dyn ImageFile>, header: &Header) -> io::Result<Self> {
+        let pages = Self {
+            file,
+            header: header.clone(),
+            page_bits: header.cluster_bits.min(MAX_PAGE_BITS),
+            state: Mutex::new(State {
+                dirty: BTreeMap::new(),
+                tables: Tables::default(),
+                metadata: HashSet::new(),
+                moved: false,
+            }),
+            dirty: AtomicUsize::new(0),
+            freed: AtomicBool::new(false),
+            read: AtomicU64::new(0),
+            writes: AtomicU64::new(0),
+            end: AtomicU64::new(0),
+        };
+        if !pages.file.info().read_only {
+            let mut state = locked(&pages.state);
+            pages.find_tables(&mut state)?;
+            pages.find_metadata(&mut state)?;
+            drop(state);
+        }
+        Ok(pages)
+    }
+
+    /// The file.
+    pub fn file(&self) -> &Arc<dyn ImageFile> {
+        &self.file
+    }
+
+    /// How many bytes are waiting to be written.
+    pub fn dirty_bytes(&self) -> u64 {
+        (self.dirty.load(Ordering::Relaxed) as u64) << self.page_bits
+    }
+
+    /// Bytes that have been read since this was last asked: as much as imago may keep of them.
+    pub fn bytes_read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+
+    /// imago keeps nothing any more.
+    pub fn forget_bytes_read(&self) {
+        self.read.store(0, Ordering::Relaxed);
+    }
+
+    /// The end of all metadata that has been written, in whole clusters.
+    pub fn end(&self) -> u64 {
+        self.end.load(Ordering::Relaxed)
+    }
+
+    /// How many pages have been written.
+    pub fn writes(&self) -> u64 {
+        self.writes.load(Ordering::Relaxed)
+    }
+
+    /// Notes that clusters are about to be freed.
+    pub fn freeing(&self) {
+        self.freed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a cluster may have been freed whose old use is still on the medium: then none may be taken.
+    pub fn freed(&self) -> bool {
+        self.freed.load(Ordering::Relaxed)
+    }
+
+    /// Whether a cluster of the file holds metadata.
+    pub fn is_metadata(&self, cluster: u64) -> bool {
+        locked(&self.state).metadata.contains(&cluster)
+    }
+
+    /// What imago reads.
+    pub fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.read.fetch_add(into.len() as u64, Ordering::Relaxed);
+        self.read_through(&locked(&self.state), offset, into)
+    }
+
+    fn read_through(&self, state: &State, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.file.read_at(offset, into)?;
+        let end = offset.saturating_add(into.len() as u64);
+        let pages = offset >> self.page_bits..=end >> self.page_bits;
+        for (&number, page) in state.dirty.range(pages) {
+            let start = number << self.page_bits;
+            let (from, to) = (start.max(offset), (start + page.len() as u64).min(end));
+            if from < to {
+                into[(from - offset) as usize..(to - offset) as usize]
+                    .copy_from_slice(&page[(from - start) as usize..(to - start) as usize]);
+            }
+        }
+        Ok(())
+    }
+
+    /// What imago writes.
+    pub fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut guard = locked(&self.state);
+        let state = &mut *guard;
+        let bits = self.header.cluster_bits;
+        let end =
+            offset.checked_add(data.len() as u64).ok_or_else(|| invalid("a write past all files".into()))?;
+        if offset >> bits == 0 {
+            // Its first cluster is the header's: a refcount that says otherwise is wrong.
+            if offset != 0 || data.len() > 104 {
+                return Err(invalid("the header's cluster is not counted".into()));
+            }
+            state.moved = true;
+        }
+        if offset < state.tables.refcount_table.end && end > state.tables.refcount_table.start {
+            state.moved = true;
+        }
+        state.metadata.extend(offset >> bits..=(end.saturating_sub(1)) >> bits);
+        self.end.fetch_max(end.next_multiple_of(1 << bits), Ordering::Relaxed);
+        let mut at = offset;
+        while at < end {
+            let number = at >> self.page_bits;
+            let start = number << self.page_bits;
+            let n = (start + (1 << self.page_bits)).min(end) - at;
+            let from = &data[(at - offset) as usize..(at - offset + n) as usize];
+            let page = match state.dirty.entry(number) {
+                std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
+                std::collections::btree_map::Entry::Vacant(entry) => {
+                    let mut page = vec![0; 1 << self.page_bits].into_boxed_slice();
+                    if n < 1 << self.page_bits {
+                        self.file.read_at(start, &mut page)?;
+                    }
+                    entry.insert(page)
+                }
+            };
+            page[(at - start) as usize..(at - start + n) as usize].copy_from_slice(from);
+            at += n;
+        }
+        self.dirty.store(state.dirty.len(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Finds the refcount table and its blocks, as they will be.
+    fn find_tables(&self, state: &mut State) -> io::Result<()> {
+        let mut fields = [0; 16];
+        self.read_through(state, 48, &mut fields)?;
+        let offset = u64::from_be_bytes(fields[..8].try_into().unwrap_or_default());
+        let clusters = u32::from_be_bytes(fields[8..12].try_into().unwrap_or_default());
+        let len = u64::from(clusters) << self.header.cluster_bits;
+        if len > super::layout::MAX_REFCOUNT_TABLE_SIZE {
+            return Err(invalid("the refcount table is too large".into()));
+        }
+        let mut table = vec![0; len as usize];
+        self.read_through(state, offset, &mut table)?;
+        let blocks = table.as_chunks::<8>().0.iter();
+        let blocks = blocks.filter_map(|raw| refcount::TableEntry(u64::from_be_bytes(*raw)).block_offset());
+        state.tables = Tables {
+            refcount_table: offset..offset.saturating_add(len),
+            refcount_blocks: blocks.map(|block| block >> self.header.cluster_bits).collect(),
+        };
+        state.metadata.extend(state.tables.refcount_blocks.iter().copied());
+        state.moved = false;
+        Ok(())
+    }
+
+    /// Finds what the image has for metadata when it is opened.
+    fn find_metadata(&self, state: &mut State) -> io::Result<()> {
+        let bits = self.header.cluster_bits;
+        let l1_bytes = u64::from(self.header.l1_size) * 8;
+        let mut clusters = |offset: u64, len: u64| {
+            let end = offset.saturating_add(len).div_ceil(1 << bits);
+            state.metadata.extend(offset >> bits..end);
+        };
+        clusters(0, 1);
+        clusters(self.header.l1_table_offset, l1_bytes);
+        let table = state.tables.refcount_table.clone();
+        clusters(table.start, table.end - table.start);
+        if self.header.nb_snapshots > 0 {
+            // The rest of it is counted, or a check finds it.
+            clusters(self.header.snapshots_offset, 1);
+        }
+        let mut l1 = vec![0; l1_bytes as usize];
+        self.read_through(state, self.header.l1_table_offset, &mut l1)?;
+        let tables = l1.as_chunks::<8>().0.iter();
+        let tables = tables.filter_map(|raw| L1Entry(u64::from_be_bytes(*raw)).l2_table_offset());
+        state.metadata.extend(tables.map(|offset| offset >> bits));
+        Ok(())
+    }
+
+    /// Writes everything to the file, in order. With `durable` it is on the medium when this returns, and so is all data
+    /// that was written before.
+    ///
+    /// The caller lets nobody change the image until it returns. After an error, what has not been written is still
+    /// here, and the medium still consistent.
+    pub fn write_back(&self, data_file: &dyn ImageFile, durable: bool) -> io::Result<()> {
+        let mut guard = locked(&self.state);
+        let state = &mut *guard;
+        let barrier = |file: &dyn ImageFile| if durable { file.flush() } else { Ok(()) };
+        if !self.same_file(data_file) {
+            barrier(data_file)?;
+        }
+        if state.dirty.is_empty() {
+            self.freed.store(false, Ordering::Relaxed);
+            return barrier(&*self.file);
+        }
+        let old = state.tables.refcount_blocks.clone();
+        if state.moved {
+            self.find_tables(state)?;
+        }
+        let l1 =
+            self.header.l1_table_offset..self.header.l1_table_offset + u64::from(self.header.l1_size) * 8;
+        let mut steps: [Vec<u64>; 5] = Default::default();
+        for &number in state.dirty.keys() {
+            let start = number << self.page_bits;
+            let inside =
+                |range: &Range<u64>| range.start < start + (1 << self.page_bits) && start < range.end;
+            let cluster = start >> self.header.cluster_bits;
+            let step = if state.tables.refcount_blocks.contains(&cluster) {
+                0
+            } else if inside(&state.tables.refcount_table) {
+                1
+            } else if number == 0 {
+                2
+            } else if inside(&l1) {
+                4
+            } else {
+                3
+            };
+            steps[step].push(number);
+        }
+        let mut late = Vec::new();
+        let mut early = Vec::new();
+        for &number in &steps[0] {
+            let page = &state.dirty[&number];
+            // A block that the file does not know yet has nothing to be compared with.
+            let known = old.contains(&(number << self.page_bits >> self.header.cluster_bits));
+            let larger = if known { self.larger(page, number)? } else { None };
+            match larger {
+                Some(page) => {
+                    early.push((number, page));
+                    late.push(number);
+                }
+                None => early.push((number, page.clone())),
+            }
+        }
+        self.write_pages(early.iter().map(|(number, page)| (*number, &**page)))?;
+        for step in &steps[1..] {
+            if !step.is_empty() {
+                barrier(&*self.file)?;
+                self.write_pages(step.iter().map(|number| (*number, &*state.dirty[number])))?;
+            }
+        }
+        barrier(&*self.file)?;
+        self.write_pages(late.iter().map(|number| (*number, &*state.dirty[number])))?;
+        state.dirty.clear();
+        self.dirty.store(0, Ordering::Relaxed);
+        self.freed.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn same_file(&self, other: &dyn ImageFile) -> bool {
+        std::ptr::addr_eq(&raw const *self.file, other)
+    }
+
+    /// A page of refcounts, each the larger one of the file's and the new one. `None` if that is the new page.
+    fn larger(&self, new: &[u8], number: u64) -> io::Result<Option<Box<[u8]>>> {
+        let mut merged = vec![0; new.len()].into_boxed_slice();
+        self.file.read_at(number << self.page_bits, &mut merged)?;
+        let order = self.header.refcount_order;
+        let mut lowered = false;
+        for index in 0..(new.len() << 3) >> order {
+            let (was, is) = (refcount::get(&merged, index, order), refcount::get(new, index, order));
+            if was > is {
+                lowered = true;
+            } else if was < is && !refcount::set(&mut merged, index, order, is) {
+                return Err(invalid("a refcount that cannot be".into()));
+            }
+        }
+        Ok(lowered.then_some(merged))
+    }
+
+    /// Writes pages, in ascending order, with as few calls as they are contiguous.
+    fn write_pages<'a>(&self, pages: impl Iterator<Item = (u64, &'a [u8])>) -> io::Result<()> {
+        let mut run: Vec<u8> = Vec::new();
+        let mut next = 0;
+        for (number, page) in pages {
+            if !run.is_empty() && (number != next || run.len() >= MAX_WRITE) {
+                self.write_run(next, &mut run)?;
+            }
+            run.extend_from_slice(page);
+            next = number + 1;
+        }
+        self.write_run(next, &mut run)
+    }
+
+    /// Writes the pages before `next`.
+    fn write_run(&self, next: u64, run: &mut Vec<u8>) -> io::Result<()> {
+        if !run.is_empty() {
+            self.writes.fetch_add((run.len() >> self.page_bits) as u64, Ordering::Relaxed);
+            self.file.write_at((next << self.page_bits) - run.len() as u64, run)?;
+            run.clear();
+        }
+        Ok(())
+    }
+}

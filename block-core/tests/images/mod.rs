@@ -1,0 +1,85 @@
+//! Images made and checked by qemu-img.
+
+use block_core::{Disk, Registry};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use tempfile::TempDir;
+
+/// A directory with images in it.
+pub struct Images {
+    dir: TempDir,
+}
+
+impl Images {
+    /// `None`, and says so, without qemu-img.
+    pub fn new() -> Option<Self> {
+        match Command::new("qemu-img").arg("--version").output() {
+            Ok(_) => {
+                let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+                Some(Self { dir })
+            }
+            Err(error) => {
+                eprintln!("skipped: qemu-img: {error}");
+                None
+            }
+        }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Runs qemu-img in the directory; what it says.
+    pub fn qemu_img(&self, arguments: &[&str]) -> String {
+        let output = Command::new("qemu-img").args(arguments).current_dir(self.dir.path()).output().unwrap();
+        let says = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(output.status.success(), "qemu-img {arguments:?}: {says}");
+        says
+    }
+
+    /// A new image; `options` are those of `-o`.
+    pub fn create(&self, name: &str, options: &str, size: &str) -> PathBuf {
+        let mut arguments = vec!["create", "-q", "-f", "qcow2"];
+        if !options.is_empty() {
+            arguments.extend(["-o", options]);
+        }
+        arguments.extend([name, size]);
+        self.qemu_img(&arguments);
+        self.path(name)
+    }
+
+    /// Fills a qcow2 image with a byte, without ringpair.
+    pub fn fill(&self, path: &Path, byte: u8) {
+        let size = std::fs::File::open(path).and_then(|file| virtual_size(&file)).unwrap();
+        let raw = self.path("fill.img");
+        std::fs::write(&raw, vec![byte; size as usize]).unwrap();
+        let (raw, path) = (raw.to_str().unwrap(), path.to_str().unwrap());
+        self.qemu_img(&["convert", "-n", "-f", "raw", "-O", "qcow2", raw, path]);
+    }
+
+    /// Nothing is wrong with an image, and nothing leaks.
+    pub fn check(&self, path: &Path) {
+        self.qemu_img(&["check", "-q", "-f", "qcow2", path.to_str().unwrap()]);
+    }
+
+    /// Opens an image; `None`, and says so, where the file system has no O_DIRECT.
+    pub fn open(&self, path: &Path, options: &str) -> Option<Arc<dyn Disk>> {
+        match Registry::default().open(format!("{}{options}", path.display()).parse().unwrap()) {
+            Ok(disk) => Some(disk),
+            Err(error) if error.to_string().contains("no O_DIRECT") => {
+                eprintln!("skipped: {error}");
+                None
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// `size`, at byte 24 of the header.
+fn virtual_size(file: &std::fs::File) -> std::io::Result<u64> {
+    use std::os::unix::fs::FileExt;
+    let mut size = [0; 8];
+    file.read_exact_at(&mut size, 24)?;
+    Ok(u64::from_be_bytes(size))
+}
