@@ -39,6 +39,18 @@ pub trait Queue {
     /// implementations must neither make references to it nor trust what they read twice.
     unsafe fn submit(&mut self, request: Request<'_>) -> Submission;
 
+    /// Says that a read or a write of this range will be among the next requests, so that what it touches can be on its
+    /// way while the present one is worked on. No more than a hint: any range is safe to pass, and nothing has to come
+    /// of it. Whoever asks [`Queue::takes_hints`] once can leave it be.
+    fn expect(&self, offset: u64, len: u64) {
+        let _ = (offset, len);
+    }
+
+    /// Whether [`Queue::expect`] does anything.
+    fn takes_hints(&self) -> bool {
+        false
+    }
+
     /// Ends a batch: everything submitted so far gets under way, with one system call for all of it where one is
     /// needed.
     fn kick(&mut self);

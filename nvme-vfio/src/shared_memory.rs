@@ -7,7 +7,7 @@ use std::ptr::NonNull;
 
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
 
 use crate::iova::HUGE_PAGE;
 use crate::transport::DmaMemory;
@@ -81,12 +81,36 @@ impl SharedMemory {
         let size = usize::try_from(len).map_err(|_| Errno::NOMEM)?;
         rustix::fs::ftruncate(&file, len)?;
         let protection = ProtFlags::READ | ProtFlags::WRITE;
-        // Populated: the data path takes no page faults.
-        let flags = MapFlags::SHARED | MapFlags::POPULATE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory that exists.
-        let base = unsafe { rustix::mm::mmap(std::ptr::null_mut(), size, protection, flags, &file, 0) }?;
+        let base =
+            unsafe { rustix::mm::mmap(std::ptr::null_mut(), size, protection, MapFlags::SHARED, &file, 0) }?;
         let base = NonNull::new(base.cast()).ok_or(Errno::NOMEM)?;
-        Ok(Self { base, len: size, file })
+        let this = Self { base, len: size, file };
+        this.populate()?;
+        Ok(this)
+    }
+
+    /// Takes the pages now, so that the data path takes no page faults; transparent huge pages where the machine has
+    /// them for shared memory, so that it misses the TLB less often.
+    fn populate(&self) -> rustix::io::Result<()> {
+        let (base, len) = (self.base.as_ptr().cast::<c_void>(), self.len);
+        // SAFETY: advice on our own mapping; refused is as good.
+        let _ = unsafe { rustix::mm::madvise(base, len, Advice::LinuxHugepage) };
+        // SAFETY: as above; it changes nothing that is in the pages.
+        match unsafe { rustix::mm::madvise(base, len, Advice::LinuxPopulateWrite) } {
+            // Older than Linux 5.14.
+            Err(Errno::INVAL) => {
+                for page in (0..len).step_by(rustix::param::page_size()) {
+                    // SAFETY: inside the mapping, which nobody else has seen yet.
+                    unsafe {
+                        let byte = self.base.add(page);
+                        byte.write_volatile(byte.read_volatile());
+                    }
+                }
+                Ok(())
+            }
+            populated => populated,
+        }
     }
 
     /// A server that gets this descriptor must not be able to truncate it under our feet (SIGBUS).

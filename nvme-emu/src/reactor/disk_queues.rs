@@ -12,6 +12,7 @@ const DEPTH: u16 = 1024;
 struct DiskQueue {
     disk: Arc<dyn Disk>,
     queue: Box<dyn Queue>,
+    takes_hints: bool,
     /// Requests submitted since the last kick.
     submitted: bool,
     pending: u32,
@@ -31,7 +32,8 @@ impl DiskQueues {
         }
         let queue = disk.open_queue(DEPTH)?;
         let fd = queue.wait_fd().map(|fd| fd.as_raw_fd());
-        self.queues.push(DiskQueue { disk: disk.clone(), queue, submitted: false, pending: 0 });
+        let takes_hints = queue.takes_hints();
+        self.queues.push(DiskQueue { disk: disk.clone(), queue, takes_hints, submitted: false, pending: 0 });
         Ok((self.queues.len() - 1, fd))
     }
 
@@ -50,6 +52,20 @@ impl DiskQueues {
             queue.pending += 1;
         }
         submission
+    }
+
+    /// Whether the disk has any use for [`DiskQueues::expect`].
+    pub(crate) fn takes_hints(&self, disk: usize) -> bool {
+        self.queues[disk].takes_hints
+    }
+
+    /// As [`Queue::expect`].
+    #[inline]
+    pub(crate) fn expect(&self, disk: usize, offset: u64, len: u64) {
+        let queue = &self.queues[disk];
+        if queue.takes_hints {
+            queue.queue.expect(offset, len);
+        }
     }
 
     /// Whether no disk queue has anything for this thread to do; from here on their descriptors tell.

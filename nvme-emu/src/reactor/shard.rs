@@ -17,6 +17,7 @@ use crate::nvm::composite::Composite;
 use crate::nvm::{self, Context, NamespaceView, Plan, Prepared, errno};
 use crate::transfer::SegmentList;
 use block_core::{Operation, Request, RequestFlags, RequestResult, Submission};
+use nvme_spec::nvm_command::ReadWrite;
 use nvme_spec::{CompletionQueueEntry, Status, SubmissionQueueEntry};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -75,6 +76,8 @@ pub(crate) struct Shard {
     pub(super) vectors: Arc<Vectors>,
     /// By NSID, from 1.
     pub(super) namespaces: Vec<Option<NamespaceView>>,
+    /// Whether one of their disks wants to know of commands in advance.
+    pub(super) hints: bool,
     pub(super) page_size: u64,
     pub(super) max_transfer: u32,
     pub(super) tuning: Tuning,
@@ -117,6 +120,7 @@ impl Shard {
             epoch: 0,
             vectors,
             namespaces: Vec::new(),
+            hints: false,
             page_size: 4096,
             max_transfer: 0,
             tuning: Tuning::default(),
@@ -220,6 +224,9 @@ impl Shard {
             write_cache: self.tuning.write_cache,
         };
         let planned = nvm::plan(&mut context, &sqe);
+        if self.hints {
+            self.expect_next(index, disks);
+        }
         match planned {
             Ok(Plan::One(prepared)) => self.start_one(index, &sqe, prepared, token, disks),
             Ok(Plan::Several(_)) if self.composites.len() - self.free_composites.len() == MAX_COMPOSITES => {
@@ -237,6 +244,18 @@ impl Shard {
                 self.counters.other_commands.add(1);
                 true
             }
+        }
+    }
+
+    /// Lets the disk know of the command behind the one that is about to be submitted. If that is no read or write,
+    /// the hint is a wrong one, which hurts nobody.
+    #[inline]
+    fn expect_next(&self, index: usize, disks: &DiskQueues) {
+        if let Some(next) = self.sqs[index].as_ref().and_then(SubmissionQueue::peek_behind)
+            && let Some(Some(view)) = self.namespaces.get((next.nsid as usize).wrapping_sub(1))
+        {
+            let blocks = next.dwords::<ReadWrite>().number_of_logical_blocks();
+            disks.expect(view.disk, slba(&next) << view.shift, u64::from(blocks) << view.shift);
         }
     }
 

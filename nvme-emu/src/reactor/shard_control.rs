@@ -138,12 +138,14 @@ impl Shard {
         new_fd: &mut dyn FnMut(RawFd),
     ) -> Result<(), i32> {
         self.namespaces.clear();
+        self.hints = false;
         for namespace in parameters.subsystem.namespaces() {
             let (disk, fd) = disks.open(namespace.disk()).map_err(|error| {
                 tracing::error!("cannot open a queue on namespace {}: {error}", namespace.nsid());
                 error.raw_os_error().unwrap_or(libc::EIO)
             })?;
             fd.into_iter().for_each(&mut *new_fd);
+            self.hints |= disks.takes_hints(disk);
             // NSIDs are at least 1 and not many.
             let index = namespace.nsid() as usize - 1;
             self.namespaces.resize(self.namespaces.len().max(index + 1), None);

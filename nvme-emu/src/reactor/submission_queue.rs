@@ -95,12 +95,25 @@ impl SubmissionQueue {
     /// Copies the entry at the head, which must be a waiting one, and leaves it there.
     #[inline]
     pub(crate) fn peek(&self) -> Option<SubmissionQueueEntry> {
+        self.entry(self.head)
+    }
+
+    /// Copies the entry behind the one at the head, if that is waiting too. The guest may still change it: good for
+    /// hints, and nothing else.
+    #[inline]
+    pub(crate) fn peek_behind(&self) -> Option<SubmissionQueueEntry> {
+        let next = if self.head + 1 == self.parameters.size { 0 } else { self.head + 1 };
+        if next == self.tail { None } else { self.entry(next) }
+    }
+
+    #[inline]
+    fn entry(&self, index: u32) -> Option<SubmissionQueueEntry> {
         let ring = self.ring?;
-        debug_assert!(self.head < self.parameters.size);
+        debug_assert!(index < self.parameters.size);
         // SAFETY: `remap` checked that the ring's `size` entries lie in mapped memory, which stays mapped until the
-        // next `remap`; `head` is below `size`. The one volatile read is the only one: the guest may write the entry
+        // next `remap`; `index` is below `size`. The one volatile read is the only one: the guest may write the entry
         // at any time, and only the copy is looked at.
-        let words = unsafe { ring.add(self.head as usize).read_volatile() };
+        let words = unsafe { ring.add(index as usize).read_volatile() };
         Some(zerocopy::transmute!(words))
     }
 

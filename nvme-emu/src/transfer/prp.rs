@@ -42,6 +42,7 @@ pub(super) fn walk(
 fn walk_list(walker: &mut Walker<'_>, mut list: u64, mut len: usize, access: Access) -> Result<(), Status> {
     let page = walker.page_size;
     let mut entries = [0u64; CHUNK];
+    let mut run = Run { iova: 0, len: 0 };
     while len > 0 {
         if list & 7 != 0 {
             return Err(Status::PRP_OFFSET_INVALID);
@@ -60,7 +61,7 @@ fn walk_list(walker: &mut Walker<'_>, mut list: u64, mut len: usize, access: Acc
                     return Err(Status::PRP_OFFSET_INVALID);
                 }
                 let part = len.min(page as usize);
-                walker.add(entry, part, access)?;
+                run.extend(walker, entry, part, access)?;
                 len -= part;
             }
             // Stays in the page.
@@ -75,7 +76,37 @@ fn walk_list(walker: &mut Walker<'_>, mut list: u64, mut len: usize, access: Acc
             }
         }
     }
-    Ok(())
+    run.end(walker, access)
+}
+
+/// Pages that follow each other in the guest's address space: they are looked up together.
+struct Run {
+    iova: u64,
+    len: usize,
+}
+
+impl Run {
+    #[inline]
+    fn extend(
+        &mut self,
+        walker: &mut Walker<'_>,
+        iova: u64,
+        len: usize,
+        access: Access,
+    ) -> Result<(), Status> {
+        if self.len > 0 && self.iova.wrapping_add(self.len as u64) == iova {
+            self.len += len;
+            return Ok(());
+        }
+        self.end(walker, access)?;
+        *self = Self { iova, len };
+        Ok(())
+    }
+
+    #[inline]
+    fn end(&self, walker: &mut Walker<'_>, access: Access) -> Result<(), Status> {
+        if self.len == 0 { Ok(()) } else { walker.add(self.iova, self.len, access) }
+    }
 }
 
 /// Copies list entries, which lie in one memory page and so in one region.

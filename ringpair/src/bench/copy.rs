@@ -4,19 +4,20 @@
 use super::placement::pin;
 use super::workload::{Direction, Sequence, Workload};
 use anyhow::{Context, Result};
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use std::ffi::c_void;
 use std::ptr;
 use std::time::{Duration, Instant};
 
-/// Private memory, every page of it written.
+/// Memory, every page of it written.
 pub struct Memory {
     base: *mut u8,
     len: usize,
 }
 
 impl Memory {
-    /// Maps `len` bytes, on huge pages where the machine gives some for the asking.
+    /// Maps `len` private bytes, as `mem:` does: on huge pages where the machine gives some for the asking.
     ///
     /// # Errors
     ///
@@ -25,8 +26,29 @@ impl Memory {
         // SAFETY: a fresh anonymous mapping, where the kernel puts it.
         let base = unsafe {
             mmap_anonymous(ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
-        }
-        .with_context(|| format!("mapping {len} bytes of memory to measure copies with"))?;
+        };
+        Self::fill(base, len)
+    }
+
+    /// Maps `len` shared bytes, as the driver does for its buffers: the page cache's huge pages are not given where
+    /// private ones are.
+    ///
+    /// # Errors
+    ///
+    /// There is not that much memory.
+    pub fn shared(len: usize) -> Result<Self> {
+        let file = memfd_create("ringpair-bench", MemfdFlags::CLOEXEC)
+            .context("making shared memory to measure copies with")?;
+        ftruncate(&file, len as u64).context("making shared memory to measure copies with")?;
+        // SAFETY: a fresh mapping of a file that nobody else has, where the kernel puts it.
+        let base = unsafe {
+            mmap(ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &file, 0)
+        };
+        Self::fill(base, len)
+    }
+
+    fn fill(mapped: rustix::io::Result<*mut c_void>, len: usize) -> Result<Self> {
+        let base = mapped.with_context(|| format!("mapping {len} bytes of memory to measure copies with"))?;
         // SAFETY: advice on the mapping just made; refused is as good.
         let _ = unsafe { madvise(base, len, Advice::LinuxHugepage) };
         // SAFETY: the mapping is `len` bytes long, writable, and nobody else knows of it.
@@ -56,7 +78,7 @@ impl Drop for Memory {
 /// buffers as there are I/Os in flight.
 pub fn measure(workload: &Workload, memory: &Memory, cpu: usize, runtime: Duration) -> Result<f64> {
     let block_size = workload.block_size as usize;
-    let buffers = Memory::new(block_size * usize::from(workload.iodepth))?;
+    let buffers = Memory::shared(block_size * usize::from(workload.iodepth))?;
     let (source, target) = (memory.base as usize, buffers.base as usize);
     let capacity = memory.len as u64;
     let workload = Workload { numjobs: 1, ..*workload };
