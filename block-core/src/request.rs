@@ -25,7 +25,8 @@ pub struct RequestFlags(u8);
 impl RequestFlags {
     /// No flag.
     pub const NONE: Self = Self(0);
-    /// Write, write zeroes: durable at completion (force unit access).
+    /// Write, write zeroes: durable at completion (force unit access). Discard: what it has freed stays freed, as far as
+    /// the disk can say so; files can, drives take a discard as advice.
     pub const FUA: Self = Self(1);
     /// Write zeroes: the range may be deallocated (a hole punched) as long as it then reads as zeroes.
     pub const MAY_UNMAP: Self = Self(2);

@@ -186,33 +186,6 @@ fn dataset_management_checks_every_range_before_it_touches_one() {
 }
 
 #[test]
-fn fua_and_a_switched_off_cache_reach_the_disk() {
-    let gate = GateDisk::new(64);
-    let mut host = Host::new(vec![gate.clone()]);
-    host.enable();
-    host.create_queue(1);
-    let page = host.pages(1);
-    let write = |fua| {
-        let dwords = ReadWrite::new().with_number_of_logical_blocks(1).with_fua(fua);
-        SubmissionQueueEntry::new(NvmOpcode::WRITE, 0).with_nsid(1).with_dwords(dwords).with_prp(page, 0)
-    };
-    let fua_of = |host: &mut Host, sqe| {
-        host.submit(1, sqe);
-        host.wait("the write", |_| gate.waiting().len() == 1);
-        let fua = gate.waiting()[0].flags.contains(block_core::RequestFlags::FUA);
-        gate.release(Ok(()));
-        assert_eq!(host.completion(1).status(), Status::SUCCESS);
-        fua
-    };
-    assert!(!fua_of(&mut host, write(false)));
-    assert!(fua_of(&mut host, write(true)));
-    let mut off = SubmissionQueueEntry::new(nvme_spec::AdminOpcode::SET_FEATURES, 0);
-    (off.cdw10, off.cdw11) = (6, 0);
-    assert_eq!(host.status(0, off), Status::SUCCESS);
-    assert!(fua_of(&mut host, write(false)), "with WCE = 0 every write is durable");
-}
-
-#[test]
 fn flush_of_all_namespaces_flushes_each() {
     let (first, second) = (GateDisk::new(64), GateDisk::new(64));
     let mut host = Host::new(vec![first.clone(), second.clone()]);

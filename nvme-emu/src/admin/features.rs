@@ -253,6 +253,7 @@ impl Admin {
             fid::POWER_MANAGEMENT => self.set_power_management(dw11)?,
             fid::TEMPERATURE_THRESHOLD => self.set_temperature_threshold(dw11)?,
             fid::ERROR_RECOVERY => self.set_error_recovery(&namespaces, dw11)?,
+            // Base 2.0c, 5.27.1.4. What is in a cache that is switched off is flushed by the core, before the completion.
             fid::VOLATILE_WRITE_CACHE => {
                 self.features.volatile_write_cache = Some(VolatileWriteCache::from_bits(dw11));
             }

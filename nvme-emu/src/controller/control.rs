@@ -72,6 +72,8 @@ pub(crate) struct Controller {
     pub(super) after_reset: Vec<Then>,
     pub(super) queues: Queues,
     pub(super) max_transfer: u32,
+    /// Whether reactors let writes stay in a volatile cache.
+    pub(super) write_cache: bool,
     pub(super) warned_of_private_memory: bool,
 }
 
@@ -88,6 +90,7 @@ impl Controller {
             after_reset: Vec::new(),
             queues: Queues::default(),
             max_transfer,
+            write_cache: true,
             warned_of_private_memory: false,
         }
     }
@@ -353,7 +356,7 @@ impl Control {
             Outcome::Complete { dw0, changed: false } => {
                 controller.complete_admin(sqe.cid, Status::SUCCESS, dw0);
             }
-            Outcome::Complete { dw0, changed: true } => self.tune(index, sqe.cid, dw0),
+            Outcome::Complete { dw0, changed: true } => self.tune(index, sqe, dw0),
             Outcome::Failed(status) => controller.complete_admin(sqe.cid, status, 0),
             Outcome::Parked => controller.to_home(ShardRequest::ParkAdmin),
             Outcome::NotMine => self.queue_command(index, sqe),
@@ -364,16 +367,31 @@ impl Control {
         }
     }
 
-    /// Features have changed: the command completes when all reactors know.
-    fn tune(&mut self, index: ControllerIndex, cid: u16, dw0: u32) {
-        let tuning = self.controllers[index].tuning();
-        self.ask_all(
-            index,
-            || ShardRequest::Tuning(tuning.clone()),
-            Box::new(move |control, _| {
-                control.controllers[index].complete_admin(cid, Status::SUCCESS, dw0);
-            }),
-        );
+    /// Features have changed: the command completes when all reactors know, and if it has switched the volatile write
+    /// cache off, when everything that is in there is durable: from then on, whatever has completed is.
+    fn tune(&mut self, index: ControllerIndex, sqe: &SubmissionQueueEntry, dw0: u32) {
+        let controller = &mut self.controllers[index];
+        let (tuning, home) = (controller.tuning(), controller.shared.home);
+        let had_cache = std::mem::replace(&mut controller.write_cache, tuning.write_cache);
+        let flush = had_cache && !tuning.write_cache;
+        let disables = controller.handled_disables;
+        let sqe = *sqe;
+        let complete = move |control: &mut Self, result: Result<(), i32>| {
+            let controller = &control.controllers[index];
+            // A reset that has overtaken it has taken the command with it.
+            if controller.handled_disables == disables && controller.state == State::Enabled {
+                let result = result.map(|()| dw0).map_err(|_| Status::WRITE_FAULT);
+                control.complete(index, &sqe, result);
+            }
+        };
+        let then: Then = Box::new(move |control, _| {
+            if flush {
+                control.ask(index, home, ShardRequest::FlushAll, Box::new(complete));
+            } else {
+                complete(control, Ok(()));
+            }
+        });
+        self.ask_all(index, || ShardRequest::Tuning(tuning.clone()), then);
     }
 
     /// Ends a command of the admin queue that the core executed itself.

@@ -63,6 +63,7 @@ impl Control {
         }
         controller.state = State::Enabling;
         let tuning = controller.tuning();
+        controller.write_cache = tuning.write_cache;
         let subsystem = controller.subsystem();
         let max_transfer = controller.max_transfer;
         let parameters = || {

@@ -169,7 +169,9 @@ impl Composite {
             let (offset, len) = view.range(range.slba, u64::from(range.length_lbas))?;
             // The other attributes are hints about access that no disk of ours can use.
             if command.ad() && len > 0 {
-                let flags = RequestFlags::NONE;
+                // Without a cache to flush, what is gone must not come back.
+                let durable = context.write_through(&view);
+                let flags = if durable { RequestFlags::FUA } else { RequestFlags::NONE };
                 self.parts.push(Prepared {
                     disk: view.disk,
                     operation: Operation::Discard,

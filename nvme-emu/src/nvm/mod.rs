@@ -77,7 +77,7 @@ impl Context<'_> {
 
     /// Whether the guest has switched a volatile cache off.
     #[inline]
-    fn write_through(&self, view: &NamespaceView) -> bool {
+    pub(super) fn write_through(&self, view: &NamespaceView) -> bool {
         view.volatile_cache && !self.write_cache
     }
 

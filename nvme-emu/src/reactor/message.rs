@@ -50,6 +50,7 @@ pub(crate) enum ShardRequest {
         doorbells: u64,
         event_indexes: u64,
     },
+    /// Features have changed. If the write cache was switched off, done when nothing from before is in flight.
     Tuning(Tuning),
     /// An admin command has completed.
     CompleteAdmin {
@@ -65,7 +66,7 @@ pub(crate) enum ShardRequest {
         status: Status,
         dw0: u32,
     },
-    /// Flushes every namespace; done when they are.
+    /// Flushes every namespace; done when they are, with the first failure.
     FlushAll,
 }
 

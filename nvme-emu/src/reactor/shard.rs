@@ -51,10 +51,17 @@ pub(super) enum Until {
     Drained,
     /// Nothing from before this epoch touches these regions.
     RegionsQuiet { removed: RegionMask, epoch: u32 },
+    /// Nothing from before this epoch is in flight.
+    Ended { before: u32 },
     /// Nothing of this submission queue is in flight; it then goes.
     QueueQuiet(usize),
     /// The flushes are through.
     Flushed,
+}
+
+/// Whether epoch `a` is before `b`.
+pub(super) fn older(a: u32, b: u32) -> bool {
+    a.wrapping_sub(b) as i32 <= -1
 }
 
 /// Composites at a time: each may have a buffer as large as a transfer, and a guest could ask for thousands.
@@ -71,7 +78,7 @@ pub(crate) struct Shard {
     pub(super) shared: Arc<Shared>,
     pub(super) counters: Arc<ReactorCounters>,
     pub(super) map: Arc<MemoryMap>,
-    /// Counts the maps.
+    /// Counts the maps, and other changes after which commands from before have to be told from those that follow.
     pub(super) epoch: u32,
     pub(super) vectors: Arc<Vectors>,
     /// By NSID, from 1.
@@ -95,6 +102,8 @@ pub(crate) struct Shard {
     /// Flushes in flight that no command asked for, and the disks that are still to be flushed.
     pub(super) flushes: usize,
     pub(super) flushes_left: Vec<usize>,
+    /// The errno of the first of those that failed, until somebody has been told.
+    pub(super) flush_failed: Option<i32>,
     pub(super) draining: bool,
     pub(super) waiting: Vec<Waiting>,
     /// Admin commands that the control thread has not answered.
@@ -135,6 +144,7 @@ impl Shard {
             in_flight: 0,
             flushes: 0,
             flushes_left: Vec::new(),
+            flush_failed: None,
             draining: false,
             waiting: Vec::new(),
             admin_outstanding: 0,
@@ -487,7 +497,18 @@ impl Shard {
 
     /// Whether a composite from before `epoch` touches any of these regions.
     pub(super) fn composites_touch(&self, regions: RegionMask, epoch: u32) -> bool {
-        self.composites.iter().any(|c| c.epoch != epoch && c.regions().intersects(regions))
+        self.composites.iter().any(|c| older(c.epoch, epoch) && c.regions().intersects(regions))
+    }
+
+    /// Whether a command from before `epoch` is in flight. Looks at all of them: not for every turn.
+    pub(super) fn has_older(&self, epoch: u32) -> bool {
+        let any = |free: &[u32], epochs: &mut dyn Iterator<Item = u32>| {
+            let mut in_flight: Vec<bool> = epochs.map(|of| older(of, epoch)).collect();
+            free.iter().for_each(|&slot| in_flight[slot as usize] = false);
+            in_flight.contains(&true)
+        };
+        any(&self.free_commands, &mut self.commands.iter().map(|c| c.epoch))
+            || any(&self.free_composites, &mut self.composites.iter().map(|c| c.epoch))
     }
 
     /// Submits the flushes that are left to do, as far as their disks have room.
@@ -513,7 +534,8 @@ impl Shard {
 
     fn flushed(&mut self, result: RequestResult) {
         if let Err(error) = result {
-            tracing::error!(controller = self.shared.index, "flush at shutdown failed: {error}");
+            tracing::error!(controller = self.shared.index, "flush failed: {error}");
+            self.flush_failed.get_or_insert(error.errno);
         }
     }
 

@@ -4,7 +4,7 @@ use super::completion_queue::{CompletionQueue, CompletionQueueParameters};
 use super::disk_queues::DiskQueues;
 use super::doorbell::{Doorbell, Shadow, head_index, tail_index};
 use super::message::{EnableParameters, ShardRequest, Ticket};
-use super::shard::{Shard, Until, Waiting};
+use super::shard::{Shard, Until, Waiting, older};
 use super::submission_queue::{SubmissionQueue, SubmissionQueueParameters};
 use crate::controller::control::Event;
 use crate::memory::{Access, MemoryMap, RegionMask};
@@ -58,7 +58,15 @@ impl Shard {
                 self.shadow = Some((doorbells, event_indexes));
                 self.use_shadows();
             }
-            ShardRequest::Tuning(tuning) => self.tuning = tuning,
+            ShardRequest::Tuning(tuning) => {
+                let cache_switched_off = self.tuning.write_cache && !tuning.write_cache;
+                self.tuning = tuning;
+                if cache_switched_off {
+                    // Writes from before are not durable when they complete.
+                    self.epoch = self.epoch.wrapping_add(1);
+                    return self.wait(ticket, Until::Ended { before: self.epoch });
+                }
+            }
             ShardRequest::CompleteAdmin { cid, status, dw0 } => {
                 self.admin_outstanding = self.admin_outstanding.saturating_sub(1);
                 self.complete_admin(cid, status, dw0);
@@ -93,24 +101,27 @@ impl Shard {
                     self.sqs.get(index).is_none_or(|sq| sq.as_ref().is_none_or(|sq| sq.in_flight == 0))
                 }
                 Until::RegionsQuiet { removed, epoch } => !self.touches(removed, epoch),
+                Until::Ended { before } => !self.has_older(before),
                 Until::Flushed => self.flushes == 0 && self.flushes_left.is_empty(),
             };
             if !over {
                 self.waiting.push(waiting);
                 continue;
             }
+            let mut result = Ok(());
             match waiting.until {
                 Until::Drained => self.reset(),
                 Until::QueueQuiet(index) => drop(self.sqs.get_mut(index).and_then(Option::take)),
-                Until::RegionsQuiet { .. } | Until::Flushed => {}
+                Until::Flushed => result = self.flush_failed.take().map_or(Ok(()), Err),
+                Until::RegionsQuiet { .. } | Until::Ended { .. } => {}
             }
-            self.shared.tell(Event::Done(waiting.ticket, Ok(())));
+            self.shared.tell(Event::Done(waiting.ticket, result));
         }
     }
 
     /// Whether a command from before `epoch` touches any of these regions.
     fn touches(&self, regions: RegionMask, epoch: u32) -> bool {
-        self.commands.iter().any(|c| c.epoch != epoch && c.regions.intersects(regions))
+        self.commands.iter().any(|c| older(c.epoch, epoch) && c.regions.intersects(regions))
             || self.composites_touch(regions, epoch)
     }
 

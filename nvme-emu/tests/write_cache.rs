@@ -1,0 +1,190 @@
+//! FUA, and the volatile write cache switched off and on (Set Features 06h, NVMe Base 2.0c, 5.27.1.4): what the disk is
+//! asked for, and when the command completes.
+
+mod host;
+
+use block_core::{Operation, RequestError, RequestFlags};
+use host::gate_disk::{GateDisk, Taken};
+use host::{Host, disk};
+use nvme_spec::nvm_command::{DatasetManagement, DatasetManagementRange, ReadWrite, WriteZeroes};
+use nvme_spec::{AdminOpcode, NvmOpcode, Status, SubmissionQueueEntry};
+use std::sync::Arc;
+use std::time::Duration;
+use zerocopy::IntoBytes;
+
+/// Long enough for a command that must not complete to complete.
+const SOON: Duration = Duration::from_millis(30);
+
+/// A controller on a disk that does nothing by itself, an I/O queue, and a page.
+fn gated() -> (Host, Arc<GateDisk>, u64) {
+    let gate = GateDisk::new(64);
+    let mut host = Host::new(vec![gate.clone()]);
+    host.enable();
+    host.create_queue(1);
+    let page = host.pages(1);
+    (host, gate, page)
+}
+
+fn write(page: u64, fua: bool) -> SubmissionQueueEntry {
+    let dwords = ReadWrite::new().with_number_of_logical_blocks(1).with_fua(fua);
+    SubmissionQueueEntry::new(NvmOpcode::WRITE, 0).with_nsid(1).with_dwords(dwords).with_prp(page, 0)
+}
+
+fn set_cache(on: bool) -> SubmissionQueueEntry {
+    let mut sqe = SubmissionQueueEntry::new(AdminOpcode::SET_FEATURES, 0);
+    (sqe.cdw10, sqe.cdw11) = (6, on.into());
+    sqe
+}
+
+/// What Get Features says of the cache.
+fn cache(host: &mut Host) -> u32 {
+    let mut sqe = SubmissionQueueEntry::new(AdminOpcode::GET_FEATURES, 0);
+    sqe.cdw10 = 6;
+    let cqe = host.run(0, sqe);
+    assert_eq!(cqe.status(), Status::SUCCESS);
+    cqe.dw0
+}
+
+/// Waits for the one request that the disk is to get.
+fn one(host: &Host, gate: &GateDisk) -> Taken {
+    host.wait("a request to the disk", |_| gate.waiting().len() == 1);
+    gate.waiting()[0].clone()
+}
+
+/// Runs a command of the I/O queue and says whether its request had FUA.
+fn fua_of(host: &mut Host, gate: &GateDisk, sqe: SubmissionQueueEntry) -> bool {
+    host.submit(1, sqe);
+    let fua = one(host, gate).flags.contains(RequestFlags::FUA);
+    gate.release(Ok(()));
+    assert_eq!(host.completion(1).status(), Status::SUCCESS);
+    fua
+}
+
+/// Switches the cache off with nothing in flight.
+fn switch_off(host: &mut Host, gate: &GateDisk) {
+    host.submit(0, set_cache(false));
+    assert_eq!(one(host, gate).operation, Operation::Flush);
+    gate.release(Ok(()));
+    assert_eq!(host.completion(0).status(), Status::SUCCESS);
+}
+
+#[test]
+fn with_the_cache_on_only_fua_is_durable_with_it_off_everything() {
+    let (mut host, gate, page) = gated();
+    assert_eq!(cache(&mut host), 1);
+    assert!(!fua_of(&mut host, &gate, write(page, false)));
+    assert!(fua_of(&mut host, &gate, write(page, true)));
+    switch_off(&mut host, &gate);
+    assert_eq!(cache(&mut host), 0);
+    assert!(fua_of(&mut host, &gate, write(page, false)));
+    let zeroes = WriteZeroes::new().with_number_of_logical_blocks(1);
+    let zeroes = SubmissionQueueEntry::new(NvmOpcode::WRITE_ZEROES, 0).with_nsid(1).with_dwords(zeroes);
+    assert!(fua_of(&mut host, &gate, zeroes));
+    assert_eq!(host.status(0, set_cache(true)), Status::SUCCESS);
+    assert!(!fua_of(&mut host, &gate, write(page, false)));
+    assert!(!fua_of(&mut host, &gate, zeroes));
+}
+
+#[test]
+fn with_the_cache_off_what_is_deallocated_does_not_come_back_either() {
+    let (mut host, gate, page) = gated();
+    let range = DatasetManagementRange { length_lbas: 8, ..DatasetManagementRange::default() };
+    host.write_ram(page, range.as_bytes());
+    let dwords = DatasetManagement::new().with_number_of_ranges(1).with_ad(true);
+    let deallocate = SubmissionQueueEntry::new(NvmOpcode::DATASET_MANAGEMENT, 0)
+        .with_nsid(1)
+        .with_dwords(dwords)
+        .with_prp(page, 0);
+    assert!(!fua_of(&mut host, &gate, deallocate));
+    switch_off(&mut host, &gate);
+    assert!(fua_of(&mut host, &gate, deallocate));
+}
+
+#[test]
+fn switching_it_off_waits_for_writes_in_flight_then_flushes_them() {
+    let (mut host, gate, page) = gated();
+    host.submit(1, write(page, false));
+    one(&host, &gate);
+    host.submit(0, set_cache(false));
+    std::thread::sleep(SOON);
+    assert!(host.poll(0).is_none(), "a write that is not durable may still complete");
+    assert_eq!(gate.waiting().len(), 1, "a flush now would not cover it");
+    gate.release(Ok(()));
+    assert_eq!(host.completion(1).status(), Status::SUCCESS);
+    assert_eq!(one(&host, &gate).operation, Operation::Flush);
+    assert!(host.poll(0).is_none(), "it is not flushed yet");
+    gate.release(Ok(()));
+    assert_eq!(host.completion(0).status(), Status::SUCCESS);
+}
+
+#[test]
+fn writes_that_follow_do_not_keep_it_waiting() {
+    let (mut host, gate, page) = gated();
+    host.submit(0, set_cache(false));
+    assert_eq!(one(&host, &gate).operation, Operation::Flush);
+    host.submit(1, write(page, false));
+    host.wait("the write", |_| gate.waiting().len() == 2);
+    assert!(gate.waiting()[1].flags.contains(RequestFlags::FUA));
+    gate.release(Ok(()));
+    assert_eq!(host.completion(0).status(), Status::SUCCESS);
+    assert_eq!(host.completion(1).status(), Status::SUCCESS);
+}
+
+#[test]
+fn switching_it_off_again_or_on_flushes_nothing() {
+    let (mut host, gate, _) = gated();
+    assert_eq!(host.status(0, set_cache(true)), Status::SUCCESS);
+    switch_off(&mut host, &gate);
+    assert_eq!(host.status(0, set_cache(false)), Status::SUCCESS);
+    assert_eq!(host.status(0, set_cache(true)), Status::SUCCESS);
+    assert!(gate.waiting().is_empty());
+    switch_off(&mut host, &gate);
+}
+
+#[test]
+fn a_flush_that_fails_is_the_commands_failure_and_the_cache_is_off() {
+    let (mut host, gate, page) = gated();
+    host.submit(0, set_cache(false));
+    one(&host, &gate);
+    gate.release(Err(RequestError { errno: libc::EIO, offset: 0, len: 0 }));
+    assert_eq!(host.completion(0).status().code(), Status::WRITE_FAULT);
+    assert_eq!(cache(&mut host), 0);
+    assert!(fua_of(&mut host, &gate, write(page, false)));
+}
+
+#[test]
+fn a_reset_switches_it_on_again() {
+    let (mut host, gate, page) = gated();
+    switch_off(&mut host, &gate);
+    host.disable();
+    host.wait("CSTS.RDY to drop", |host| !host.csts().rdy());
+    host.enable();
+    host.create_queue(1);
+    assert_eq!(cache(&mut host), 1);
+    assert!(!fua_of(&mut host, &gate, write(page, false)));
+    switch_off(&mut host, &gate);
+}
+
+#[test]
+fn a_reset_takes_the_command_with_it() {
+    let (mut host, gate, _) = gated();
+    host.submit(0, set_cache(false));
+    assert_eq!(one(&host, &gate).operation, Operation::Flush);
+    host.disable();
+    host.wait("CSTS.RDY to drop", |host| !host.csts().rdy());
+    host.enable();
+    gate.release(Ok(()));
+    std::thread::sleep(SOON);
+    assert!(host.poll(0).is_none(), "the completion of a command from before the reset");
+    assert_eq!(cache(&mut host), 1);
+}
+
+#[test]
+fn a_disk_without_a_volatile_cache_has_no_such_feature() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.img");
+    std::fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+    let mut host = Host::new(vec![disk(&format!("{},cache=writethrough", path.display()))]);
+    host.enable();
+    assert_eq!(host.status(0, set_cache(false)).code(), Status::INVALID_FIELD);
+}
