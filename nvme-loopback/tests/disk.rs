@@ -236,3 +236,34 @@ fn a_reset_of_the_drive_in_the_middle_of_requests_fails_none_of_them() {
     });
     assert!(emulated.drive.controller().recovery_counters().resets > 0);
 }
+
+#[test]
+fn a_discard_that_had_no_room_when_it_was_kicked_goes_out_by_itself() {
+    let emulated = ControllerOptions { mdts: 1, ..ControllerOptions::default() };
+    let driver = Options { depth: 2, ..options() };
+    let emulated = Emulated::new(vec![open("mem:1M")], 512, &emulated, driver);
+    let disk = emulated.disk(1);
+    let memory = SharedMemory::new(1 << 14);
+    memory.register(&disk);
+    let mut queue = disk.open_queue(2).unwrap();
+    // Two commands, which are all that there may be.
+    let segments = [memory.segment(0, 1 << 14)];
+    let read = Request {
+        operation: Operation::Read,
+        offset: 0,
+        len: 1 << 14,
+        segments: &segments,
+        flags: RequestFlags::NONE,
+        token: 0,
+    };
+    let discard = Request { operation: Operation::Discard, segments: &[], token: 1, ..read };
+    for request in [read, discard] {
+        // SAFETY: the memory stays until the queue has been dropped.
+        assert_eq!(unsafe { queue.submit(request) }, Submission::Pending);
+    }
+    let mut ended: Vec<u64> = finish(&mut *queue, 2).iter().map(|completion| completion.token).collect();
+    ended.sort_unstable();
+    assert_eq!(ended, [0, 1]);
+    drop(queue);
+    memory.unregister(&disk);
+}

@@ -79,6 +79,8 @@ pub(super) struct Work {
     ready: Vec<Completion>,
     /// The data of the command at hand.
     pub(super) ranges: Vec<DmaRange>,
+    /// Ranges of discards were kicked off, and there was no room for their command.
+    discards_are_late: bool,
     /// Commands were sent since the last kick.
     sent: bool,
     /// The queue pair has failed for good.
@@ -129,6 +131,7 @@ impl NvmeQueue {
             ended: Vec::with_capacity(parts),
             ready: Vec::with_capacity(depth),
             ranges: Vec::with_capacity(MAX_PIECES),
+            discards_are_late: false,
             sent: false,
             fault: None,
             counters,
@@ -148,6 +151,9 @@ impl NvmeQueue {
         if !work.stalled.is_empty() {
             work.retry(pair, out);
         }
+        if work.discards_are_late {
+            work.kick_discards(pair);
+        }
         if std::mem::take(&mut work.sent) {
             pair.kick();
         }
@@ -165,8 +171,7 @@ impl Queue for NvmeQueue {
 
     fn kick(&mut self) {
         let Self { pair, work, .. } = self;
-        // What does not go out now does with one of the next polls.
-        let _ = work.send_discards(pair);
+        work.kick_discards(pair);
         work.sent = false;
         pair.kick();
     }
@@ -521,6 +526,11 @@ impl Work {
         Ok(())
     }
 
+    /// Sends the ranges that wait; what does not go out now does with one of the next polls.
+    fn kick_discards(&mut self, pair: &mut QueuePair) {
+        self.discards_are_late = self.send_discards(pair).is_err();
+    }
+
     /// Sends the ranges that wait, if there are any.
     fn send_discards(&mut self, pair: &mut QueuePair) -> Result<(), Refusal> {
         let Some(discards) = self.discards.as_mut().filter(|discards| !discards.is_empty()) else {
@@ -659,7 +669,7 @@ impl Work {
             self.end_if_over(index as usize, out);
         }
         // Ranges that were collected after the kick.
-        let _ = self.send_discards(pair);
+        self.discards_are_late = true;
     }
 
     /// Frees the slot of a request that has ended.
