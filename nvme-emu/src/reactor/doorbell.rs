@@ -136,6 +136,11 @@ impl Doorbell {
             }
             None => {
                 if let Some(word) = self.page.word(self.index) {
+                    // What was rung last was only rung in memory: what the page has may be from before there were
+                    // shadows, and would look like a ring of commands that have long been executed.
+                    if self.event_index.is_some() {
+                        word.store(self.load(), Ordering::Release);
+                    }
                     self.value = NonNull::from(word);
                 }
                 self.event_index = None;
@@ -227,6 +232,22 @@ mod tests {
             rings += u32::from(guest_rings(words[1].load(Ordering::Relaxed), seen, new));
         }
         assert_eq!(rings, 0);
+    }
+
+    #[test]
+    fn a_doorbell_whose_shadow_goes_keeps_what_was_rung_last() {
+        let page = DoorbellPage::new().unwrap();
+        let words = [AtomicU32::new(0), AtomicU32::new(0)];
+        let mut doorbell = shadowed(&page, &words);
+        page.word(tail_index(1)).unwrap().store(3, Ordering::Relaxed);
+        words[0].store(7, Ordering::Relaxed);
+        // SAFETY: there is no shadow.
+        unsafe { doorbell.use_shadow(None) };
+        assert_eq!(doorbell.load(), 7);
+        // SAFETY: as above.
+        unsafe { doorbell.use_shadow(None) };
+        page.word(tail_index(1)).unwrap().store(8, Ordering::Relaxed);
+        assert_eq!(doorbell.load(), 8, "and is rung in the page from then on");
     }
 
     #[test]
