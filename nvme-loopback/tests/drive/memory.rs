@@ -40,9 +40,13 @@ impl SharedMemory {
     }
 
     pub fn register(&self, disk: &dyn Disk) {
+        self.try_register(disk).unwrap();
+    }
+
+    pub fn try_register(&self, disk: &dyn Disk) -> std::io::Result<()> {
         let region = MemoryRegion { base: self.base, len: self.len, backing: Some((self.file.as_fd(), 0)) };
         // SAFETY: the tests take it back before they let the memory go.
-        unsafe { disk.register_memory(region) }.unwrap();
+        unsafe { disk.register_memory(region) }
     }
 
     pub fn unregister(&self, disk: &dyn Disk) {
