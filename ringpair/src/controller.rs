@@ -49,10 +49,25 @@ impl Opened {
     }
 
     fn disk(disk: &str, options: Options) -> Result<Self> {
-        let subsystem = disk::subsystem(&[disk.to_owned()])?;
-        let engine = Engine::start(EngineOptions::default())?;
-        let function = engine.add_controller(&subsystem, &ControllerOptions::default())?;
-        let transport = Loopback::new(disk, function).with_context(|| format!("{disk}: attaching to it"))?;
+        Self::loopback(disk, disk::subsystem(&[disk.to_owned()])?, EngineOptions::default(), options)
+    }
+
+    /// Starts a controller for a subsystem in this process, under this name in messages.
+    ///
+    /// # Errors
+    ///
+    /// There are no threads or no memory for it.
+    pub fn loopback(
+        name: &str,
+        subsystem: Arc<Subsystem>,
+        engine: EngineOptions,
+        options: Options,
+    ) -> Result<Self> {
+        let engine = Engine::start(engine)?;
+        let default = ControllerOptions::default();
+        let queues = options.queues.clamp(default.queues, ControllerOptions::MAX_QUEUES);
+        let function = engine.add_controller(&subsystem, &ControllerOptions { queues, ..default })?;
+        let transport = Loopback::new(name, function).with_context(|| format!("{name}: attaching to it"))?;
         let controller = Controller::open(Box::new(transport), options)?;
         Ok(Self { controller, behind: Some(Behind { engine, subsystem }) })
     }

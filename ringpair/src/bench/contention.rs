@@ -3,6 +3,7 @@
 //! The driver's jobs and the server's reactor poll: undisturbed, they use all the time that passes. What is missing went
 //! to somebody else, and as each side waits for the other, a figure suffers twice.
 
+use super::place::Place;
 use super::placement::Placement;
 use super::server::Server;
 use super::workload::Workload;
@@ -15,17 +16,23 @@ const ENOUGH: f64 = 0.9;
 /// Taken before a row.
 pub struct Watch<'a> {
     began: Instant,
-    jobs: f64,
+    /// Threads of this process that poll, or CPUs if those are less.
+    polling: f64,
     own: Duration,
     server: Option<(&'a Server, Duration)>,
 }
 
 impl<'a> Watch<'a> {
-    /// Begins to watch the jobs of this process and the server, if it is ours.
-    pub fn start(workload: &Workload, placement: &Placement, server: Option<&'a Server>) -> Self {
+    /// Begins to watch the jobs of this process and the controller, if it is ours.
+    pub fn start(workload: &Workload, placement: &Placement, place: &'a Place) -> Self {
+        Self::of(workload, placement, place.own_cpus(), place.server())
+    }
+
+    fn of(workload: &Workload, placement: &Placement, own_cpus: usize, server: Option<&'a Server>) -> Self {
+        let jobs = usize::from(workload.numjobs).min(placement.job_cpus());
         Self {
             began: Instant::now(),
-            jobs: usize::from(workload.numjobs).min(placement.job_cpus()) as f64,
+            polling: (jobs + own_cpus) as f64,
             own: own_cpu_time(),
             server: server.and_then(|server| Some((server, server.cpu_time()?))),
         }
@@ -34,7 +41,7 @@ impl<'a> Watch<'a> {
     /// Whether both sides had their CPUs until now.
     pub fn undisturbed(&self) -> bool {
         let needed = self.began.elapsed().mul_f64(ENOUGH);
-        let own = own_cpu_time().saturating_sub(self.own) >= needed.mul_f64(self.jobs);
+        let own = own_cpu_time().saturating_sub(self.own) >= needed.mul_f64(self.polling);
         let server = self.server.as_ref().is_none_or(|(server, before)| {
             server.cpu_time().is_none_or(|after| after.saturating_sub(*before) >= needed)
         });
@@ -57,7 +64,7 @@ mod tests {
         let workload =
             Workload { pattern: Pattern::Read, read_percent: 100, block_size: 512, iodepth: 1, numjobs: 1 };
         // More than the other tests of this process, meanwhile, can make up for.
-        let watch = Watch { jobs: 1000.0, ..Watch::start(&workload, &Placement::choose().unwrap(), None) };
+        let watch = Watch::of(&workload, &Placement::choose().unwrap(), 1000, None);
         std::thread::sleep(Duration::from_millis(20));
         assert!(!watch.undisturbed());
     }

@@ -1,7 +1,7 @@
 //! `ringpair bench`: what a disk or server does, beside what the machine could do.
 //!
-//! The controller runs in a process of its own (`server`) and is driven over vfio-user by `row`, one [`Workload`]
-//! after another; `limits` says what that is held against, measured by `ring`, `copy` and `file_loop` with the same
+//! The controller is in a process of its own (`server`) and driven over vfio-user, or where else [`Place`] says; `row`
+//! drives it with one [`Workload`] after another; `limits` says what that is held against, measured by `ring`, `copy` and `file_loop` with the same
 //! `workload`; `report` and `plot` show it.
 
 mod contention;
@@ -9,6 +9,7 @@ mod copy;
 mod file_loop;
 mod latency;
 mod limits;
+mod place;
 mod placement;
 mod plot;
 mod report;
@@ -19,7 +20,6 @@ mod subject;
 mod temporary_file;
 mod workload;
 
-use crate::controller::Opened;
 use crate::count::count;
 use crate::failure::{OutputClosed, Usage};
 use crate::target::Target;
@@ -29,10 +29,9 @@ use contention::Watch;
 use indicatif::{ProgressBar, ProgressStyle};
 use limits::Limit;
 use nvme_vfio::Options;
+use place::Place;
 use placement::Placement;
 use report::Row;
-use row::Drive;
-use server::Server;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::io::Write as _;
 use std::num::NonZeroU16;
@@ -70,6 +69,10 @@ pub struct Arguments {
     /// How long each row is measured, after a short warm-up
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
     runtime: Duration,
+    /// Run the controller of a DISK in this process instead of a second one: the driver and the controller by themselves,
+    /// without vfio-user
+    #[arg(long)]
+    loopback: bool,
     /// Print an object a line instead of a table
     #[arg(long)]
     json: bool,
@@ -189,23 +192,12 @@ impl Bench {
     ) -> Result<()> {
         self.progress.set_message(format!("{name}: starting"));
         let kind = Kind::of(target)?;
-        let server = match target {
-            Target::Disk(disk) => {
-                Some(Server::start(disk, self.arguments.numjobs.get(), self.placement.reactor())?)
-            }
-            Target::Nvme { .. } | Target::VfioUser { .. } => None,
-        };
-        // A disk is driven through a socket, as a guest would.
-        let socket =
-            server.as_ref().map(|server| Target::VfioUser { socket: server.socket().into(), nsid: None });
-        let target_of_driver = socket.as_ref().unwrap_or(target);
-        let opened = Opened::target(target_of_driver, self.driver_options())?;
-        let namespace = opened.namespace(target_of_driver)?;
-        let drive = Drive { controller: &opened.controller, namespace: &namespace };
+        let arguments = &self.arguments;
+        let place = Place::open(target, arguments.loopback, self.driver_options(), &self.placement)?;
         let limit = kind.limit(target, patterns.iter().any(|pattern| pattern.writes()))?;
         if let Kind::Memory(_) = kind {
             self.progress.set_message(format!("{name}: filling"));
-            row::fill(&drive)?;
+            place.drive(row::fill)?;
         }
         if rows.is_empty() {
             // Later, this program itself would be what keeps the machine busy.
@@ -221,7 +213,7 @@ impl Bench {
                     numjobs: self.arguments.numjobs.get(),
                 };
                 self.progress.set_message(format!("{name} {pattern} iodepth={iodepth}"));
-                let row = self.measure_row(name, &workload, &drive, server.as_ref(), &limit)?;
+                let row = self.measure_row(name, &workload, &place, &limit)?;
                 if self.arguments.json {
                     let json = row.to_json()?;
                     let print = || writeln!(std::io::stdout(), "{json}");
@@ -242,23 +234,26 @@ impl Bench {
         Options { queues: self.arguments.numjobs.get(), depth, ..Options::default() }
     }
 
-    fn measure_row(
-        &self,
-        name: &str,
-        workload: &Workload,
-        drive: &Drive<'_>,
-        server: Option<&Server>,
-        limit: &Limit,
-    ) -> Result<Row> {
+    fn measure_row(&self, name: &str, workload: &Workload, place: &Place, limit: &Limit) -> Result<Row> {
         let runtime = self.arguments.runtime;
-        let pause = || server.map(Server::pause);
-        let judged = limit.beside(workload, &self.placement, runtime, pause, || {
-            let watch = Watch::start(workload, &self.placement, server);
-            let measured = row::measure(workload, drive, &self.placement, runtime, &self.interrupted)
-                .with_context(|| format!("{name} {} iodepth={}", workload.pattern, workload.iodepth))?;
-            ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
-            Ok((measured, watch.undisturbed()))
-        })?;
+        let judged = limit.beside(
+            workload,
+            &self.placement,
+            runtime,
+            || place.pause(),
+            || {
+                let (measured, undisturbed) = place.drive(|drive| {
+                    let watch = Watch::start(workload, &self.placement, place);
+                    let measured = row::measure(workload, drive, &self.placement, runtime, &self.interrupted)
+                        .with_context(|| {
+                            format!("{name} {} iodepth={}", workload.pattern, workload.iodepth)
+                        })?;
+                    Ok((measured, watch.undisturbed()))
+                })?;
+                ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
+                Ok((measured, undisturbed))
+            },
+        )?;
         Ok(Row {
             target: name.to_owned(),
             workload: *workload,
