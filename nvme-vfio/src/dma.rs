@@ -5,7 +5,7 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 
@@ -42,6 +42,8 @@ pub(crate) struct DmaSpace {
     physical: bool,
     iovas: Mutex<IovaAllocator>,
     mappings: Mutex<Mappings>,
+    /// [`Mappings::cutting`] has changed.
+    cut: Condvar,
 }
 
 /// What the controller reaches.
@@ -51,6 +53,8 @@ struct Mappings {
     mapped: BTreeMap<u64, u64>,
     /// Nothing is to be mapped any more.
     cut_off: bool,
+    /// This one is being taken away, and is its owner's only when that has happened.
+    cutting: Option<u64>,
 }
 
 impl DmaSpace {
@@ -62,7 +66,14 @@ impl DmaSpace {
         let page_size = limits.page_size.max(rustix::param::page_size() as u64).max(memory_page_size);
         let iovas = Mutex::new(IovaAllocator::new(&limits, page_size));
         let physical = limits.windows.is_empty();
-        Arc::new(Self { transport, page_size, physical, iovas, mappings: Mutex::default() })
+        Arc::new(Self {
+            transport,
+            page_size,
+            physical,
+            iovas,
+            mappings: Mutex::default(),
+            cut: Condvar::new(),
+        })
     }
 
     fn mappings(&self) -> MutexGuard<'_, Mappings> {
@@ -72,19 +83,32 @@ impl DmaSpace {
     /// Takes all memory away from a controller that cannot be stopped otherwise, and gives it none any more.
     pub(crate) fn cut_off(&self) {
         self.mappings().cut_off = true;
-        let mut failed = BTreeMap::new();
+        let mut from = 0;
         // One by one, so that what somebody unmaps at the same time is unmapped once.
-        let next = || self.mappings().mapped.pop_first();
-        while let Some((iova, len)) = next() {
-            if let Err(error) = self.transport.unmap_dma(iova, len) {
+        while let Some((iova, len)) = self.begin_to_cut(from) {
+            let unmapped = self.transport.unmap_dma(iova, len);
+            let mut mappings = self.mappings();
+            mappings.cutting = None;
+            if let Err(error) = unmapped {
                 // If the transport is gone for good, so is the controller's way to the memory; who knows. Its owner
                 // will be told when it wants the memory back.
                 let name = self.transport.name();
                 tracing::warn!("{name}: unmapping {len} bytes of DMA memory failed: {error}");
-                failed.insert(iova, len);
+                mappings.mapped.insert(iova, len);
             }
+            drop(mappings);
+            self.cut.notify_all();
+            from = iova.saturating_add(len);
         }
-        self.mappings().mapped.append(&mut failed);
+    }
+
+    /// The first mapping from here on, which is about to be taken away.
+    fn begin_to_cut(&self, from: u64) -> Option<(u64, u64)> {
+        let mut mappings = self.mappings();
+        let (iova, len) = mappings.mapped.range(from..).next().map(|(iova, len)| (*iova, *len))?;
+        mappings.mapped.remove(&iova);
+        mappings.cutting = Some(iova);
+        Some((iova, len))
     }
 
     /// Allocates `len` bytes of zeroed memory, at least one, and maps it.
@@ -159,10 +183,11 @@ impl DmaSpace {
 
     /// Unmaps what one [`DmaSpace::map`] has mapped, and frees its address; that stays taken if it fails.
     fn unmap(&self, iova: u64, len: u64) -> Result<(), Error> {
+        let is_being_cut = |mappings: &mut Mappings| mappings.cutting == Some(iova);
+        let mappings = self.cut.wait_while(self.mappings(), is_being_cut);
+        let was_mapped = mappings.unwrap_or_else(PoisonError::into_inner).mapped.remove(&iova).is_some();
         // It may have been taken away already. The lock is not held meanwhile: this may have to wait for I/O.
-        if self.mappings().mapped.remove(&iova).is_some()
-            && let Err(source) = self.transport.unmap_dma(iova, len)
-        {
+        if was_mapped && let Err(source) = self.transport.unmap_dma(iova, len) {
             self.mappings().mapped.insert(iova, len);
             return Err(self.failed("unmapping", len, source));
         }
