@@ -44,6 +44,19 @@ fn files_and_memory_take_every_pattern_and_block_size() {
 }
 
 #[test]
+fn loopback_needs_no_second_process_and_tells_what_is_above_the_ring() {
+    for disk in ["null:1G", "mem:16M"] {
+        let found = rows(&[disk, "--loopback", "--rw", "randread,randwrite", "--iodepth", "1,8"]);
+        assert_eq!(found.len(), 4, "{disk}");
+        for row in &found {
+            let above = row.get("above_ring_ns").and_then(Value::as_f64);
+            assert_eq!(above.is_some(), row["iodepth"] == 1 && disk == "null:1G", "{row}");
+            assert!(row["iops"].as_f64().expect("iops") > 0.0, "{row}");
+        }
+    }
+}
+
+#[test]
 fn a_running_server_is_driven_at_its_socket() {
     let folder = Folder::new();
     let socket = folder.text("socket");

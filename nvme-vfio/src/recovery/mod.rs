@@ -35,6 +35,20 @@
 //! outside the queue; a completion queue entry passed over (wrong Phase Tag); a doorbell that cannot be written; an admin
 //! command that does not end.
 //!
+//! # How long it takes
+//!
+//! One reset takes no longer than four times the time that the controller says it needs to get ready (CAP.TO and half a
+//! second: to be disabled, after a function reset once more, to be enabled, and to be disabled again if that was in
+//! vain), and one admin command that does not end (`admin_timeout`, `abort_timeout`); then there is a pause, of 2 s at most.
+//! So a command has ended, one way or the other, after
+//!
+//! ```text
+//! (resets + 1) × (io_timeout + abort_timeout + one reset)
+//! ```
+//!
+//! in a controller that nothing can be done about, and after `io_timeout + abort_timeout` and a reset in one that lost it.
+//! A beat comes on top of each deadline.
+//!
 //! # A queue pair
 //!
 //! ```text
