@@ -13,7 +13,7 @@ fn boots(firmware: Firmware) {
     std::fs::copy(image, disk.path()).expect("copied");
     let served = Served::disk(disk.path().to_str().expect("plain names"));
     let guest = builder.boot_from(&served.socket(), firmware).boot().expect("the guest boots");
-    let list = guest.check("nvme list").expect("nvme list");
+    let list = guest.check("until [ -b /dev/nvme0n1 ]; do sleep 0.1; done; nvme list").expect("nvme list");
     assert!(list.contains("/dev/nvme0n1"), "{list}");
     // Neither QEMU nor anybody else gave it a kernel.
     let words = guest.check("cat /proc/cmdline").expect("the kernel's command line");
