@@ -50,7 +50,8 @@ fn loopback_needs_no_second_process_and_tells_what_is_above_the_ring() {
         assert_eq!(found.len(), 4, "{disk}");
         for row in &found {
             let above = row.get("above_ring_ns").and_then(Value::as_f64);
-            assert_eq!(above.is_some(), row["iodepth"] == 1 && disk == "null:1G", "{row}");
+            // Which of two limits is that of memory depends on the machine.
+            assert!(disk != "null:1G" || above.is_some() == (row["iodepth"] == 1), "{row}");
             assert!(row["iops"].as_f64().expect("iops") > 0.0, "{row}");
         }
     }
