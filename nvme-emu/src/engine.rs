@@ -8,6 +8,7 @@ use crate::controller::shared::Shared;
 use crate::faults::{FaultScript, Faults};
 use crate::pci::config_space::{ConfigSpace, Layout};
 use crate::pci::function::{BAR0_LEN, MSIX_PBA, MSIX_TABLE, PciFunction};
+use crate::reactor::alarm::Alarm;
 use crate::reactor::handle::ReactorHandle;
 use crate::reactor::message::Message;
 use crate::reactor::run::Reactor;
@@ -104,6 +105,10 @@ pub struct EngineCounters {
     pub controllers: Vec<ControllerCounters>,
     /// How often each reactor slept.
     pub sleeps: Vec<u64>,
+    /// Commands of I/O queues that each reactor has completed, of all controllers.
+    pub commands: Vec<u64>,
+    /// Messages that each reactor has received from other threads: of the control path, none of them per I/O.
+    pub messages: Vec<u64>,
 }
 
 impl Engine {
@@ -125,7 +130,8 @@ impl Engine {
         if options.reactors == 0 || options.reactors > EngineOptions::MAX_REACTORS {
             return Err(EngineError::Reactors(options.reactors));
         }
-        let handles: Result<Vec<_>, _> = (0..options.reactors).map(|_| ReactorHandle::new()).collect();
+        let handles: Result<Vec<_>, _> =
+            (0..options.reactors).map(|_| Alarm::new().map(ReactorHandle::new)).collect();
         let reactors: Arc<[ReactorHandle]> =
             handles.map_err(|error| EngineError::Io("no eventfd for a reactor", error))?.into();
         let statistics: Vec<_> = reactors.iter().map(|_| Arc::<ReactorStatistics>::default()).collect();
@@ -161,12 +167,19 @@ impl Engine {
         started.map_err(|error| EngineError::Io("no epoll descriptor for a reactor", error))
     }
 
-    /// Starts an engine whose only reactor is the caller's to run: see [`crate::bench`].
+    /// Starts an engine whose reactors are the caller's to run: see [`crate::bench`].
     #[cfg(feature = "bench")]
-    pub(crate) fn start_stepped(poll: PollMode) -> Result<(Self, Reactor), EngineError> {
-        let engine = Self::without_reactors(EngineOptions { poll, ..EngineOptions::default() })?;
-        let reactor = Reactor::new(0, engine.reactors.clone(), poll, engine.statistics[0].clone());
-        Ok((engine, reactor.map_err(|error| EngineError::Io("no epoll descriptor for a reactor", error))?))
+    pub(crate) fn start_stepped(
+        poll: PollMode,
+        reactors: usize,
+    ) -> Result<(Self, Vec<Reactor>), EngineError> {
+        let engine = Self::without_reactors(EngineOptions { reactors, poll, ..EngineOptions::default() })?;
+        let make =
+            |index| Reactor::new(index, engine.reactors.clone(), poll, engine.statistics[index].clone());
+        let reactors: Result<Vec<_>, _> = (0..reactors).map(make).collect();
+        let reactors =
+            reactors.map_err(|error| EngineError::Io("no epoll descriptor for a reactor", error))?;
+        Ok((engine, reactors))
     }
 
     /// Adds a controller that attaches all namespaces of the subsystem.
@@ -233,9 +246,15 @@ impl Engine {
         let sum = |shared: &Arc<Shared>| {
             ControllerCounters::sum(&shared.counters, shared.shard_counters.iter().map(AsRef::as_ref))
         };
+        let commands = |reactor: usize| {
+            let of = |shared: &Arc<Shared>| shared.shard_counters[reactor].commands();
+            controllers.iter().map(of).sum()
+        };
         EngineCounters {
             controllers: controllers.iter().map(sum).collect(),
+            commands: (0..self.reactors.len()).map(commands).collect(),
             sleeps: self.statistics.iter().map(|s| s.sleeps.get()).collect(),
+            messages: self.statistics.iter().map(|s| s.messages.get()).collect(),
         }
     }
 

@@ -39,6 +39,7 @@ mod nvm;
 pub mod pci;
 pub mod reactor;
 pub mod subsystem;
+mod sync;
 mod transfer;
 pub mod vfio_user;
 

@@ -22,8 +22,18 @@ impl SteppedReactor {
     ///
     /// As [`Engine::start`].
     pub fn start() -> Result<(Engine, Self), EngineError> {
-        let (engine, reactor) = Engine::start_stepped(PollMode::Always)?;
-        Ok((engine, Self(reactor)))
+        let (engine, mut reactors) = Self::start_several(1)?;
+        Ok((engine, reactors.remove(0)))
+    }
+
+    /// The same with so many reactors, whose rounds all have to be run.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::start`].
+    pub fn start_several(reactors: usize) -> Result<(Engine, Vec<Self>), EngineError> {
+        let (engine, reactors) = Engine::start_stepped(PollMode::Always, reactors)?;
+        Ok((engine, reactors.into_iter().map(Self).collect()))
     }
 
     /// Looks at everything once; says how many commands were fetched. `None`: the engine has been shut down.

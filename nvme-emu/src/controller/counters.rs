@@ -41,6 +41,13 @@ pub(crate) struct ReactorCounters {
     pub(crate) interrupts: Counter,
 }
 
+impl ReactorCounters {
+    /// Commands completed.
+    pub(crate) fn commands(&self) -> u64 {
+        self.reads.get() + self.writes.get() + self.other_commands.get()
+    }
+}
+
 /// What is counted for one controller by whoever does it.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {

@@ -8,7 +8,7 @@ use super::registers::Registers;
 use crate::faults::Faults;
 use crate::memory::sigbus::Fault;
 use crate::pci::config_space::ConfigSpace;
-use crate::reactor::doorbell::DoorbellPage;
+use crate::reactor::doorbell_page::DoorbellPage;
 use crate::reactor::handle::ReactorHandle;
 use crate::reactor::message::ControllerIndex;
 use crossbeam::channel::Sender;

@@ -220,7 +220,7 @@ impl PciFunction {
         self.shared.mapped_doorbells.then(|| DoorbellPage {
             fd: self.shared.doorbells.fd(),
             bar_offset: DOORBELLS,
-            len: reactor::doorbell::DoorbellPage::LEN as u64,
+            len: reactor::doorbell_page::DoorbellPage::LEN as u64,
         })
     }
 

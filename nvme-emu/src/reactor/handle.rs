@@ -1,29 +1,51 @@
-//! How other threads reach a reactor.
+//! How other threads reach a reactor, and how it falls asleep without missing them.
+//!
+//! Two things wake a reactor. *Descriptors* that it waits on (sockets, disks) stay readable, so a wait that begins late
+//! ends at once. *Memory* that others write (its mailbox, doorbells) does not, so whoever writes has to know that the
+//! reactor sleeps, and the reactor that somebody has written. That is Dekker's problem, and this its usual answer:
+//!
+//! | who writes | the reactor ([`ReactorHandle::sleep`]) |
+//! |---|---|
+//! | writes the mailbox or doorbell | announces sleep; arms the doorbells |
+//! | *fence* | *fence* |
+//! | looks whether sleep is announced, or EventIdx armed; if so, rings | looks at everything once more; if there is nothing, waits |
+//!
+//! Of the two fences one comes first. If it is the writer's, the reactor's last look sees what was written; if it is
+//! the reactor's, the writer sees that it has to ring. `tests/sleep_model` checks this file and `doorbell.rs` in all
+//! interleavings and with all reorderings that the memory model allows.
 
+use super::alarm::Alarm;
 use super::message::Message;
-use crossbeam::queue::SegQueue;
-use rustix::event::{EventfdFlags, eventfd};
-use rustix::io::{read, write};
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use crate::sync::{AtomicBool, Ordering, SegQueue, fence};
 
 /// A reactor's mailbox and alarm clock.
 pub(crate) struct ReactorHandle {
     mailbox: SegQueue<Message>,
     has_mail: AtomicBool,
     asleep: AtomicBool,
-    alarm: OwnedFd,
+    alarm: Alarm,
+}
+
+/// What a reactor has to look at and to wait on besides its mailbox.
+pub(crate) trait Sleeper {
+    /// Asks everybody who can be asked to ring when something changes.
+    fn arm(&mut self);
+    /// Whether something has changed already.
+    fn has_work(&mut self) -> bool;
+    /// Waits until something happens, the alarm among other things.
+    fn wait(&mut self);
+    /// Takes back what [`Sleeper::arm`] asked for.
+    fn disarm(&mut self);
 }
 
 impl ReactorHandle {
-    pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self {
+    pub(crate) fn new(alarm: Alarm) -> Self {
+        Self {
             mailbox: SegQueue::new(),
             has_mail: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
-            alarm: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-        })
+            alarm,
+        }
     }
 
     /// Sends a message.
@@ -33,55 +55,50 @@ impl ReactorHandle {
         self.wake();
     }
 
-    /// Wakes the reactor if it sleeps, after something that it looks at has changed. Together with
-    /// [`ReactorHandle::fall_asleep`] no change is missed: either the fence here comes first, and the reactor's last
-    /// look sees the change, or the reactor's does, and its sleep is seen here.
+    /// Wakes the reactor if it sleeps, after something that it looks at has changed.
     #[inline]
     pub(crate) fn wake(&self) {
         fence(Ordering::SeqCst);
         if self.asleep.load(Ordering::Relaxed) {
-            let _ = write(&self.alarm, &1u64.to_ne_bytes());
+            self.alarm.ring();
         }
     }
 
     /// The next message. The reactor's own.
     #[inline]
     pub(crate) fn receive(&self) -> Option<Message> {
-        if !self.has_mail.load(Ordering::Acquire) {
+        if !self.has_mail.load(Ordering::Relaxed) {
             return None;
         }
         let message = self.mailbox.pop();
-        if message.is_none() {
-            self.has_mail.store(false, Ordering::Relaxed);
-            fence(Ordering::SeqCst);
-            // One that came in between found the flag set, and nobody would look again.
-            return self.mailbox.pop();
+        if message.is_some() {
+            return message;
+        }
+        // Read, not just written: whose flag this takes back, that one's message is seen below.
+        self.has_mail.swap(false, Ordering::AcqRel);
+        let message = self.mailbox.pop();
+        if message.is_some() {
+            // There may be more of them.
+            self.has_mail.store(true, Ordering::Relaxed);
         }
         message
     }
 
-    /// Announces sleep. The reactor looks at everything once more afterwards, and only then sleeps.
-    pub(crate) fn fall_asleep(&self) {
+    /// Sleeps, unless there is work already. The reactor's own.
+    pub(crate) fn sleep(&self, sleeper: &mut impl Sleeper) {
+        sleeper.arm();
         self.asleep.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-    }
-
-    /// The reactor is awake (again).
-    pub(crate) fn awake(&self) {
+        if !self.has_mail.load(Ordering::Relaxed) && !sleeper.has_work() {
+            sleeper.wait();
+        }
         self.asleep.store(false, Ordering::Relaxed);
+        self.alarm.silence();
+        sleeper.disarm();
     }
 
-    pub(crate) fn has_mail(&self) -> bool {
-        !self.mailbox.is_empty()
-    }
-
-    /// What a wake-up makes readable.
-    pub(crate) fn alarm(&self) -> BorrowedFd<'_> {
-        self.alarm.as_fd()
-    }
-
-    /// Takes note of wake-ups.
-    pub(crate) fn silence(&self) {
-        let _ = read(&self.alarm, &mut [0; 8]);
+    /// What a wake-up makes ring.
+    pub(crate) fn alarm(&self) -> &Alarm {
+        &self.alarm
     }
 }

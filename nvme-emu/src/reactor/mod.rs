@@ -4,16 +4,23 @@
 //! allocation or a system call per command. State that it touches has one owner, itself: the control thread changes
 //! it by message.
 //!
-//! * [`run`]: the loop; [`poller`]: when it sleeps; [`handle`] and [`message`]: how others reach it;
+//! * [`run`]: the loop; [`attention`]: which controllers it looks at; [`poller`]: when it sleeps; [`handle`], [`alarm`] and
+//!   [`message`]: how others reach it;
 //! * [`shard`]: a controller's share of a reactor: the data path; [`shard_control`]: what happens to it;
 //!   [`shard_faults`]: where it misbehaves, if a script says so;
-//! * [`submission_queue`], [`completion_queue`], [`doorbell`]: what the specification calls so;
+//! * [`submission_queue`], [`completion_queue`], [`doorbell`], [`doorbell_page`]: what the specification calls so;
 //! * [`disk_queues`]: the other end;
-//! * [`front_door`]: servers that a reactor runs besides.
+//! * [`front_door`]: servers that a reactor runs besides; [`doors`]: when it looks at them.
 
+pub(crate) mod alarm;
+mod attention;
 pub(crate) mod completion_queue;
 pub(crate) mod disk_queues;
 pub(crate) mod doorbell;
+pub(crate) mod doorbell_page;
+#[cfg(test)]
+mod doorbell_tests;
+mod doors;
 pub mod front_door;
 pub(crate) mod handle;
 pub(crate) mod message;
@@ -39,8 +46,11 @@ pub enum PollMode {
     Always,
 }
 
-/// What a reactor counts for itself.
+/// What a reactor counts for itself, on cache lines of its own.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub(crate) struct ReactorStatistics {
     pub(crate) sleeps: Counter,
+    /// Messages received.
+    pub(crate) messages: Counter,
 }

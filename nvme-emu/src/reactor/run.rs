@@ -1,13 +1,14 @@
 //! A reactor: one thread, run to completion.
 //!
-//! A round of its loop: messages, then every shard's doorbells → SQEs → requests, then the disks' kick and poll →
-//! CQEs, then interrupts, and the front doors now and then. A round without work is the poller's to judge: look
-//! again, or sleep.
+//! A round of its loop: messages, then the shards' doorbells → SQEs → requests, then the disks' kick and poll →
+//! CQEs, then interrupts, and the front doors now and then. Which shards are looked at is [`Attention`]'s to say. A
+//! round without work is the [`Poller`]'s to judge: look again, doze, or sleep.
 
 use super::PollMode;
+use super::attention::{Attention, BYTES_PER_UNIT};
 use super::disk_queues::DiskQueues;
-use super::front_door::FrontDoor;
-use super::handle::ReactorHandle;
+use super::doors::Doors;
+use super::handle::{ReactorHandle, Sleeper};
 use super::message::Message;
 use super::poller::{Idle, Poller};
 use super::shard::Shard;
@@ -18,18 +19,8 @@ use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Front doors are looked at once in this many rounds while nothing comes through them.
-const MAX_DOOR_INTERVAL: u32 = 64;
-
 /// Rounds between two accounts of time, for reactors that never sleep.
 const ROUNDS_PER_ACCOUNT: u32 = 1 << 20;
-
-struct Door {
-    front: Box<dyn FrontDoor>,
-    /// Rounds between two looks, and until the next.
-    interval: u32,
-    left: u32,
-}
 
 /// What a round has found to do.
 #[derive(Clone, Copy, Debug)]
@@ -46,8 +37,9 @@ pub(crate) struct Reactor {
     mode: PollMode,
     epoll: OwnedFd,
     shards: Vec<Shard>,
+    attention: Attention,
     disks: DiskQueues,
-    doors: Vec<Door>,
+    doors: Doors,
     completions: Vec<Completion>,
     poller: Poller,
     counters: Arc<super::ReactorStatistics>,
@@ -64,15 +56,16 @@ impl Reactor {
         counters: Arc<super::ReactorStatistics>,
     ) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        watch(&epoll, reactors[index].alarm())?;
+        watch(&epoll, reactors[index].alarm().fd(), NOT_A_DOOR)?;
         Ok(Self {
             index,
             reactors,
             mode,
             epoll,
             shards: Vec::new(),
+            attention: Attention::default(),
             disks: DiskQueues::default(),
-            doors: Vec::new(),
+            doors: Doors::default(),
             completions: Vec::with_capacity(1024),
             poller: Poller::new(),
             counters,
@@ -88,10 +81,14 @@ impl Reactor {
                 self.poller.worked(round.commands, Instant::now);
                 continue;
             }
+            if !self.may_sleep() {
+                std::hint::spin_loop();
+                continue;
+            }
             match self.poller.idle(Instant::now) {
-                Idle::Doze(nap) if self.may_sleep() => self.doze(nap),
-                Idle::Sleep if self.may_sleep() => self.sleep(),
-                _ => std::hint::spin_loop(),
+                Idle::Spin => std::hint::spin_loop(),
+                Idle::Doze(nap) => self.rest(Some(nap)),
+                Idle::Sleep => self.rest(None),
             }
         }
     }
@@ -102,6 +99,7 @@ impl Reactor {
         let mut work = 0;
         while let Some(message) = self.reactors[self.index].receive() {
             work += 1;
+            self.counters.messages.add(1);
             if !self.handle(message) {
                 return None;
             }
@@ -120,14 +118,40 @@ impl Reactor {
         let now = Instant::now();
         let awake = now.saturating_duration_since(self.accounted).saturating_sub(asleep);
         self.accounted = now;
-        self.shards.iter_mut().for_each(|shard| shard.account(awake, asleep));
+        // The others have nothing outstanding.
+        for &shard in self.attention.all_warm() {
+            self.shards[shard].account(awake, asleep);
+        }
     }
 
     #[inline]
     fn poll_shards(&mut self) -> usize {
-        let mut commands = 0;
-        for (i, shard) in self.shards.iter_mut().enumerate() {
-            commands += shard.poll((i as u64) << 32, &mut self.disks);
+        if let [only] = &mut self.shards[..] {
+            // It has nobody to share attention with.
+            return only.poll(0, &mut self.disks);
+        }
+        let (mut commands, mut work, mut position) = (0, 0, 0);
+        while let Some(index) = self.attention.at(position) {
+            let shard = &mut self.shards[index];
+            let before = shard.bytes_moved();
+            let fetched = shard.poll((index as u64) << 32, &mut self.disks);
+            commands += fetched;
+            work += fetched as u64 + (shard.bytes_moved() - before) / BYTES_PER_UNIT;
+            position = self.attention.looked(position, fetched > 0 || shard.is_busy());
+        }
+        for _ in 0..self.attention.turns(work) {
+            commands += self.look_at_a_cold_one();
+        }
+        commands
+    }
+
+    fn look_at_a_cold_one(&mut self) -> usize {
+        let Some(index) = self.attention.next_cold() else { return 0 };
+        let shard = &mut self.shards[index];
+        let commands = shard.poll((index as u64) << 32, &mut self.disks);
+        shard.finish_batch();
+        if commands > 0 || shard.is_busy() {
+            self.attention.warm(index);
         }
         commands
     }
@@ -141,52 +165,36 @@ impl Reactor {
             self.shards[(completion.token >> 32) as usize]
                 .complete(completion.token as u32, completion.result);
         }
-        for shard in &mut self.shards {
+        for &shard in self.attention.all_warm() {
+            let shard = &mut self.shards[shard];
             shard.finish_batch();
             shard.check_waiting();
         }
-        ended + self.look_at_doors()
-    }
-
-    #[inline]
-    fn look_at_doors(&mut self) -> usize {
-        let mut work = 0;
-        for door in &mut self.doors {
-            door.left -= 1;
-            if door.left > 0 {
-                continue;
-            }
-            if door.front.poll() {
-                door.interval = 1;
-                work += 1;
-            } else {
-                door.interval = (door.interval * 2).min(MAX_DOOR_INTERVAL);
-            }
-            door.left = door.interval;
-        }
-        work
+        ended + self.doors.look(&self.epoll)
     }
 
     fn handle(&mut self, message: Message) -> bool {
         match message {
             Message::AddController(shared, vectors) => {
                 self.shards.push(Shard::new(self.index, shared, vectors));
+                self.attention.add();
             }
             Message::AddFrontDoor(front) => {
-                if let Err(error) = watch(&self.epoll, front.wait_fd()) {
+                if let Err(error) = watch(&self.epoll, front.wait_fd(), self.doors.next_number()) {
                     tracing::error!("cannot watch a socket: {error}");
                 }
-                self.doors.push(Door { front, interval: 1, left: 1 });
+                self.doors.add(front);
             }
             Message::ToShard(index, request, ticket) => {
                 let epoll = &self.epoll;
                 let mut new_fd = |fd: RawFd| {
                     // SAFETY: the disk queue that the descriptor belongs to was opened just now and is not dropped
                     // before the reactor's epoll descriptor is.
-                    if let Err(error) = watch(epoll, unsafe { BorrowedFd::borrow_raw(fd) }) {
+                    if let Err(error) = watch(epoll, unsafe { BorrowedFd::borrow_raw(fd) }, NOT_A_DOOR) {
                         tracing::error!("cannot watch a disk: {error}");
                     }
                 };
+                self.attention.warm(index);
                 self.shards[index].handle(request, ticket, &mut self.disks, &mut new_fd);
             }
             Message::Stop => return false,
@@ -199,54 +207,63 @@ impl Reactor {
         self.mode == PollMode::Adaptive || !self.shards.iter().any(|shard| shard.is_active())
     }
 
-    /// Sleeps for a moment, with the doorbells left as they are.
+    /// Dozes for a moment with the doorbells left as they are, or sleeps until something happens.
     #[cold]
-    fn doze(&mut self, nap: Duration) {
-        self.reactors[self.index].fall_asleep();
-        self.wait(Some(nap));
-        for door in &mut self.doors {
-            door.left = 1;
-        }
-    }
-
-    /// Sleeps until something happens. The order is what matters: announce sleep and arm the doorbells, fence, look
-    /// at everything once more, sleep.
-    #[cold]
-    fn sleep(&mut self) {
-        self.shards.iter().for_each(Shard::arm);
-        self.reactors[self.index].fall_asleep();
-        let deadline = self.shards.iter().filter_map(Shard::deadline).min();
-        self.wait(deadline.map(|at| at.saturating_duration_since(Instant::now())));
-        self.shards.iter().for_each(Shard::disarm);
-        for door in &mut self.doors {
-            (door.interval, door.left) = (1, 1);
-        }
-        // However long it was, the gap is over: what comes next is looked for with fresh patience.
-        self.poller.worked(0, Instant::now);
-    }
-
-    /// Waits on everything that can be waited on, unless there is work already. Sleep has been announced.
-    fn wait(&mut self, timeout: Option<Duration>) {
-        let handle = &self.reactors[self.index];
-        let mut slept = Duration::ZERO;
-        let has_work = handle.has_mail() || self.shards.iter().any(Shard::has_work);
-        if !has_work && self.disks.may_sleep() {
-            let timeout = timeout
-                .map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
-            let none = epoll::Event { flags: epoll::EventFlags::empty(), data: epoll::EventData::new_u64(0) };
-            let begin = Instant::now();
-            // Interrupted or not, everything is looked at next.
-            let _ = epoll::wait(&self.epoll, &mut [none; 16], timeout.as_ref());
-            slept = begin.elapsed();
-            self.counters.sleeps.add(1);
-        }
-        handle.awake();
-        handle.silence();
+    fn rest(&mut self, nap: Option<Duration>) {
+        let reactors = Arc::clone(&self.reactors);
+        let mut rest = Rest { nap, slept: Duration::ZERO, reactor: self };
+        reactors[rest.reactor.index].sleep(&mut rest);
+        let slept = rest.slept;
         self.account(slept);
     }
 }
 
-fn watch(epoll: &OwnedFd, fd: BorrowedFd<'_>) -> io::Result<()> {
-    epoll::add(epoll, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
+/// A reactor that is about to rest.
+struct Rest<'a> {
+    reactor: &'a mut Reactor,
+    /// For how long; nothing: until something happens, for which doorbells are armed.
+    nap: Option<Duration>,
+    slept: Duration,
+}
+
+impl Sleeper for Rest<'_> {
+    fn arm(&mut self) {
+        if self.nap.is_none() {
+            self.reactor.shards.iter().for_each(Shard::arm);
+        }
+    }
+
+    fn has_work(&mut self) -> bool {
+        self.reactor.shards.iter().any(Shard::has_work) || !self.reactor.disks.may_sleep()
+    }
+
+    fn wait(&mut self) {
+        let reactor = &mut *self.reactor;
+        let now = Instant::now();
+        let timeout = self.nap.or_else(|| {
+            // Only a shard that is busy has one.
+            let warm = reactor.attention.all_warm().iter();
+            let deadline = warm.filter_map(|&shard| reactor.shards[shard].deadline()).min();
+            deadline.map(|at| at.saturating_duration_since(now))
+        });
+        let timeout = timeout
+            .map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
+        reactor.doors.wait(&reactor.epoll, timeout.as_ref());
+        self.slept = now.elapsed();
+        reactor.counters.sleeps.add(1);
+    }
+
+    fn disarm(&mut self) {
+        if self.nap.is_none() {
+            self.reactor.shards.iter().for_each(Shard::disarm);
+        }
+    }
+}
+
+/// What epoll says of descriptors that are not a front door's.
+const NOT_A_DOOR: u64 = u64::MAX;
+
+fn watch(epoll: &OwnedFd, fd: BorrowedFd<'_>, number: u64) -> io::Result<()> {
+    epoll::add(epoll, fd, epoll::EventData::new_u64(number), epoll::EventFlags::IN)?;
     Ok(())
 }

@@ -556,6 +556,12 @@ impl Shard {
         fetched
     }
 
+    /// Bytes that its commands have moved so far.
+    #[inline]
+    pub(crate) fn bytes_moved(&self) -> u64 {
+        self.counters.bytes_read.get().wrapping_add(self.counters.bytes_written.get())
+    }
+
     /// Accounts for time that the reactor was awake, and for time that it slept: busy while commands were outstanding.
     pub(crate) fn account(&mut self, awake: Duration, asleep: Duration) {
         let mut busy = Duration::ZERO;
@@ -581,8 +587,19 @@ impl Shard {
         self.posted = true;
     }
 
+    /// Something waits for a place, or for more completions to share its interrupt with.
+    #[inline]
+    pub(super) fn is_posting(&self) -> bool {
+        self.posted
+    }
+
     fn interrupt(&mut self) {
         self.posted = false;
+        let recheck = &self.shared.pin.recheck;
+        if recheck.load(Ordering::Relaxed) {
+            // Before what it is about is looked at.
+            recheck.swap(false, Ordering::AcqRel);
+        }
         let uses_msix = self.vectors.uses_msix();
         let mut fired = 0;
         for cq in self.cqs.iter_mut().flatten() {
@@ -622,7 +639,6 @@ impl Shard {
     #[cold]
     fn update_pin(&mut self) -> u64 {
         let pin = &self.shared.pin;
-        pin.recheck.store(false, Ordering::Relaxed);
         let mut any = false;
         for cq in self.cqs.iter_mut().flatten() {
             cq.uninterrupted = 0;

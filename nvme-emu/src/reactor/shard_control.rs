@@ -2,7 +2,8 @@
 
 use super::completion_queue::{CompletionQueue, CompletionQueueParameters};
 use super::disk_queues::DiskQueues;
-use super::doorbell::{Doorbell, Shadow, head_index, tail_index};
+use super::doorbell::{Doorbell, Shadow};
+use super::doorbell_page::{head_index, tail_index};
 use super::message::{EnableParameters, ShardRequest, Ticket};
 use super::shard::{Shard, Until, Waiting, older};
 use super::submission_queue::{SubmissionQueue, SubmissionQueueParameters};
@@ -13,6 +14,7 @@ use nvme_spec::{CompletionQueueEntry, Status};
 use std::os::fd::RawFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 impl Shard {
@@ -267,6 +269,16 @@ impl Shard {
         }
     }
 
+    /// Whether something is under way, whatever the guest does next: a reactor looks at such a shard in every round.
+    #[inline]
+    pub(crate) fn is_busy(&self) -> bool {
+        self.in_flight > 0
+            || self.is_posting()
+            || self.flushes > 0
+            || !self.waiting.is_empty()
+            || self.faults.is_some()
+    }
+
     /// Whether it has queues to look at.
     pub(crate) fn is_active(&self) -> bool {
         !self.sqs.is_empty()
@@ -274,7 +286,8 @@ impl Shard {
 
     /// Whether anything has come in since the last look.
     pub(crate) fn has_work(&self) -> bool {
-        self.sqs.iter().flatten().any(SubmissionQueue::rung)
+        self.shared.pin.recheck.load(Ordering::Relaxed)
+            || self.sqs.iter().flatten().any(SubmissionQueue::rung)
             || self.cqs.iter().flatten().any(|cq| (cq.waits_for_room() || cq.asserts_pin) && cq.rung())
     }
 
