@@ -22,7 +22,7 @@ fn an_idle_guest_costs_next_to_nothing_and_a_busy_one_hardly_a_message() {
     std::thread::sleep(idle);
     let used = served.process.cpu_time().expect("it runs") - before;
     assert!(
-        used * 100 <= started.elapsed(),
+        used * 500 <= started.elapsed(),
         "{used:?} of {:?} while the guest does nothing",
         started.elapsed()
     );
