@@ -18,6 +18,7 @@ pub mod contract;
 pub mod disk;
 pub mod file;
 pub mod format;
+pub mod image;
 pub mod image_file;
 pub mod mem;
 pub mod null;

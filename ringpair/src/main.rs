@@ -10,6 +10,7 @@ mod cpu_list;
 mod disk;
 mod failure;
 mod identify;
+mod img;
 mod io;
 mod nvme;
 mod serve;
@@ -41,6 +42,9 @@ enum Command {
     Identify(identify::Arguments),
     /// Read, write, verify, flush, discard, compare: one command at a time.
     Io(io::Arguments),
+    /// Make, look at, check, copy and change images, as qemu-img does
+    #[command(subcommand)]
+    Img(img::Command),
     /// Look after the NVMe controllers of this machine: list, bind, unbind, smart, format…
     #[command(subcommand)]
     Nvme(nvme::Command),
@@ -57,6 +61,7 @@ fn main() -> ExitCode {
         Command::Bench(arguments) => bench::run(arguments),
         Command::Identify(arguments) => identify::run(&arguments),
         Command::Io(arguments) => io::run(&arguments),
+        Command::Img(command) => img::run(&command),
         Command::Nvme(command) => nvme::run(&command),
     };
     match done {

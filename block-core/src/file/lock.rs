@@ -18,7 +18,7 @@ const RESIZE: u64 = 3;
 
 /// How the file is in the way of somebody else.
 #[derive(Debug)]
-pub(super) enum LockError {
+pub(crate) enum LockError {
     /// Somebody writes to it.
     Written,
     /// Somebody relies on nobody else writing to it.
@@ -29,7 +29,7 @@ pub(super) enum LockError {
 
 /// What we do with a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Access {
+pub(crate) enum Access {
     /// Read it.
     Read,
     /// Read and write it.
@@ -41,7 +41,7 @@ pub(super) enum Access {
 /// Locks a file as QEMU does for a guest's disk: we use it as `access` says, and want nobody else to write or resize it. Ends with [`unlock`], or when the last descriptor of this open file is closed.
 ///
 /// A file system without such locks is no error: then nobody can see anybody.
-pub(super) fn lock(file: BorrowedFd<'_>, access: Access) -> Result<(), LockError> {
+pub(crate) fn lock(file: BorrowedFd<'_>, access: Access) -> Result<(), LockError> {
     let used: &[u64] = match access {
         Access::Read => &[CONSISTENT_READ],
         Access::Write => &[CONSISTENT_READ, WRITE],

@@ -19,7 +19,7 @@ mod bounce;
 mod cache_mode;
 mod discard;
 mod image;
-mod lock;
+pub(crate) mod lock;
 mod medium;
 mod open;
 mod open_file;

@@ -7,7 +7,7 @@ use crate::qcow2::layout::{Header, LayoutError, Snapshot, Version, bitmap::Bitma
 use std::cell::Cell;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 /// An image file that nobody else uses, and its header.
 pub struct Image {
@@ -50,6 +50,11 @@ impl Image {
     /// Length of the image file in clusters, the last of which may not be there as a whole.
     pub fn file_clusters(&self) -> u64 {
         self.file_len().div_ceil(self.header.cluster_size())
+    }
+
+    /// Bytes that the file system has given the file.
+    pub(super) fn allocated(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.blocks() * 512)
     }
 
     /// Fills a buffer; what lies behind the end of the file is zero.

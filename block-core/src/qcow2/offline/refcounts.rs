@@ -192,6 +192,35 @@ impl Refcounts {
     }
 }
 
+impl Image {
+    /// Whether clusters were set aside that nothing was written to: when many more are in use than the file system has given
+    /// the file (QEMU's `qcow2_detect_metadata_preallocation`).
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read.
+    pub fn preallocated(&self) -> io::Result<bool> {
+        let real = self.allocated()?.div_ceil(self.header().cluster_size());
+        let threshold = (real * 10 / 9).max(real + 2);
+        let mut refcounts = Refcounts::load(self)?;
+        let mut used = 0;
+        for cluster in 0..self.file_clusters() {
+            if refcounts.block_offset(self, cluster / refcounts.block_entries()).is_none() {
+                // In a sparse file there may be very many of these.
+                if refcounts.table().len() as u64 <= cluster / refcounts.block_entries() {
+                    break;
+                }
+                continue;
+            }
+            used += u64::from(refcounts.get(self, cluster)? > 0);
+            if used >= threshold {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
 enum Provided {
     AllThere,
     Changed,

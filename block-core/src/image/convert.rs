@@ -1,0 +1,99 @@
+//! An image's data in another image, as `qemu-img convert` copies it.
+
+use super::chain::{Access, Chain};
+use super::create::{CreateOptions, Preallocation, create};
+use super::data::{Data, PIECE};
+use super::map::Mapper;
+use super::{Format, ImageError, Progress, Result};
+use std::path::Path;
+
+/// What is copied, and how.
+#[derive(Clone, Debug)]
+pub struct ConvertOptions {
+    /// Format of the source; without it, what its first bytes say.
+    pub source_format: Option<Format>,
+    /// Format of the target.
+    pub format: Format,
+    /// What the target is to be like.
+    pub create: CreateOptions,
+    /// So many zeroes together are left out of the target, in bytes; 0 writes everything out.
+    pub sparse_size: u64,
+    /// The source may be in use.
+    pub share: bool,
+}
+
+/// Copies the data of an image and its backing files into a new one.
+///
+/// # Errors
+///
+/// Names the image that cannot be read or written.
+pub fn convert(source: &Path, target: &Path, options: &ConvertOptions, progress: Progress<'_>) -> Result<()> {
+    let access = if options.share { Access::Share } else { Access::Read };
+    let chain = Chain::open(source, options.source_format, access)?;
+    let data = Data::open(&chain)?;
+    let mut mapper = Mapper::new(&chain)?;
+    let size = data.size();
+    if options.create.backing_file.is_some() {
+        return Err(ImageError::Usage("convert makes images without backing files".to_owned()));
+    }
+    if same_file(source, target) {
+        return Err(ImageError::refused(target, "is the source as well"));
+    }
+    create(target, options.format, Some(size), &options.create, false)?;
+    let target = Chain::open(target, Some(options.format), Access::Write)?;
+    let target = Data::open(&target)?;
+    let write_zeroes = options.sparse_size == 0 && options.create.preallocation != Preallocation::Full;
+    let mut buffer = vec![0; PIECE as usize];
+    let mut at = 0;
+    while at < size {
+        progress(at, size);
+        let extent = mapper.at(at, size)?;
+        if extent.zero && !write_zeroes {
+            at += extent.length;
+            continue;
+        }
+        let length = extent.length.min(PIECE);
+        let piece = &mut buffer[..length as usize];
+        data.read(at, piece)?;
+        match options.sparse_size {
+            0 => target.write(at, piece)?,
+            sparse => write_sparse(&target, at, piece, sparse)?,
+        }
+        at += length;
+    }
+    progress(size, size);
+    target.sync()
+}
+
+fn same_file(one: &Path, other: &Path) -> bool {
+    let canonical = |path: &Path| path.canonicalize().ok();
+    canonical(one).is_some() && canonical(one) == canonical(other)
+}
+
+/// Writes what is not zero, of a piece of a disk that is zero so far: blocks of `sparse` bytes, aligned.
+fn write_sparse(target: &Data, offset: u64, piece: &[u8], sparse: u64) -> Result<()> {
+    let mut pending: Option<(usize, usize)> = None;
+    let mut at = 0;
+    while at < piece.len() {
+        let until_aligned = sparse - (offset + at as u64) % sparse;
+        let length = (piece.len() - at).min(usize::try_from(until_aligned).unwrap_or(usize::MAX));
+        if is_zero(&piece[at..at + length]) {
+            if let Some((start, end)) = pending.take() {
+                target.write(offset + start as u64, &piece[start..end])?;
+            }
+        } else {
+            pending = Some((pending.map_or(at, |(start, _)| start), at + length));
+        }
+        at += length;
+    }
+    match pending {
+        Some((start, end)) => target.write(offset + start as u64, &piece[start..end]),
+        None => Ok(()),
+    }
+}
+
+/// Whether there are only zeroes.
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
+    let (words, rest) = bytes.as_chunks::<16>();
+    words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|byte| *byte == 0)
+}
