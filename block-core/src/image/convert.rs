@@ -5,6 +5,8 @@ use super::create::{CreateOptions, Preallocation, create};
 use super::data::{Data, PIECE};
 use super::map::Mapper;
 use super::{Format, ImageError, Progress, Result};
+use crate::qcow2::layout::feature::Autoclear;
+use crate::qcow2::offline::Image;
 use std::path::Path;
 
 /// What is copied, and how.
@@ -40,8 +42,9 @@ pub fn convert(source: &Path, target: &Path, options: &ConvertOptions, progress:
         return Err(ImageError::refused(target, "is the source as well"));
     }
     create(target, options.format, Some(size), &options.create, false)?;
-    let target = Chain::open(target, Some(options.format), Access::Write)?;
-    let target = Data::open(&target)?;
+    let target_path = target;
+    let target_chain = Chain::open(target, Some(options.format), Access::Write)?;
+    let target = Data::open(&target_chain)?;
     let write_zeroes = options.sparse_size == 0 && options.create.preallocation != Preallocation::Full;
     let mut buffer = vec![0; PIECE as usize];
     let mut at = 0;
@@ -62,7 +65,18 @@ pub fn convert(source: &Path, target: &Path, options: &ConvertOptions, progress:
         at += length;
     }
     progress(size, size);
-    target.sync()
+    target.sync()?;
+    drop(target);
+    if !options.create.data_file_raw {
+        return Ok(());
+    }
+    // Whoever writes takes that back, for it does not know that nothing else was written.
+    let failed = || ImageError::doing(target_path, "cannot write the header");
+    let mut image = target_chain.top().file.try_clone().and_then(Image::open).map_err(failed())?;
+    image
+        .update_header(|header| header.autoclear_features |= Autoclear::RAW_EXTERNAL_DATA)
+        .map_err(failed())?;
+    target_chain.top().file.sync_all().map_err(failed())
 }
 
 fn same_file(one: &Path, other: &Path) -> bool {

@@ -156,13 +156,15 @@ impl Image {
         Bitmap::parse_directory(&bytes, extension.nb_bitmaps, self.header.cluster_bits).map_err(invalid)
     }
 
-    /// Writes the header anew, with changes. The whole of it, for extensions or names may have changed too.
+    /// Writes the header anew, with changes. The whole of it, for extensions or names may have changed too; and without
+    /// autoclear features that we do not know, as the specification asks of whoever writes.
     ///
     /// # Errors
     ///
     /// It no longer fits into its cluster, or the file cannot be written.
     pub fn update_header(&mut self, change: impl FnOnce(&mut Header)) -> io::Result<()> {
         let mut header = self.header.clone();
+        header.autoclear_features &= Autoclear::BITMAPS | Autoclear::RAW_EXTERNAL_DATA;
         change(&mut header);
         let mut bytes = header.encode().map_err(invalid)?;
         // What the old one had behind that is not to be taken for an extension.

@@ -200,7 +200,7 @@ impl Image {
     ///
     /// The file cannot be read.
     pub fn preallocated(&self) -> io::Result<bool> {
-        let real = self.allocated()?.div_ceil(self.header().cluster_size());
+        let real = self.allocated()? / self.header().cluster_size();
         let threshold = (real * 10 / 9).max(real + 2);
         let mut refcounts = Refcounts::load(self)?;
         let mut used = 0;

@@ -169,10 +169,6 @@ struct Change<'a> {
 
 impl<'a> Change<'a> {
     fn begin(image: &'a mut Image) -> io::Result<Self> {
-        let known = Autoclear::BITMAPS | Autoclear::RAW_EXTERNAL_DATA;
-        if image.header().autoclear_features.intersects(!known) {
-            image.update_header(|header| header.autoclear_features &= known)?;
-        }
         image.set_dirty(true)?;
         let refcounts = Refcounts::load(image)?;
         Ok(Self { image, refcounts })
