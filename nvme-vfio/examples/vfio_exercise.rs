@@ -7,7 +7,7 @@
 //!   identify       what it is
 //!   exercise       write and verify all sizes through all queues at once, and into memory that is not the driver's
 //!   write FILE     write a file to its beginning
-//!   hammer         write until killed
+//!   hammer         write until killed; when that fails, say why, and stay
 //!   hold           own it until killed
 //!   iops DEPTH     read 4 KiB at random for two seconds, through one queue
 //! ```
@@ -58,11 +58,16 @@ fn run() -> Result<()> {
         "exercise" => exercise(&controller, interface != Interface::NoIommu),
         "write" => write_file(&controller, &std::fs::read(next("a file is missing")?)?),
         "hammer" => hammer(&controller),
-        "hold" => loop {
-            thread::park();
-        },
+        "hold" => hold(),
         "iops" => iops(&controller, next("a depth is missing")?.parse()?),
         other => Err(format!("{other}: there is no such command").into()),
+    }
+}
+
+/// Keeps what it has until it is killed.
+fn hold() -> ! {
+    loop {
+        thread::park();
     }
 }
 
@@ -315,11 +320,17 @@ fn hammer(controller: &Controller) -> Result<()> {
     loop {
         while pair.in_flight() < usize::from(pair.depth()) {
             let slba = turn % places * u64::from(blocks);
-            pair.write(&namespace, slba, blocks, buffer.range(0..65536), false, turn)?;
+            // What it cannot take, the poll below says why.
+            if pair.write(&namespace, slba, blocks, buffer.range(0..65536), false, turn).is_err() {
+                break;
+            }
             turn += 1;
         }
         pair.kick();
-        pair.poll(|_, _| {})?;
+        if let Err(fault) = pair.poll(|_, _| {}) {
+            say(&fault.to_string())?;
+            hold();
+        }
         if !said && turn > 4 * u64::from(pair.depth()) {
             say("hammering")?;
             said = true;

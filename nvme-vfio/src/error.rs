@@ -71,6 +71,12 @@ pub enum Error {
         /// What the last one, or what led there, ended in.
         why: String,
     },
+    /// Whoever lent the controller wanted it back, and has it.
+    #[error("{name}: {}", Fault::TakenBack)]
+    TakenBack {
+        /// The controller.
+        name: String,
+    },
     /// After a reset, another controller answered.
     #[error("{name}: another controller has taken its place: {found} instead of {expected}")]
     Replaced {
@@ -95,7 +101,7 @@ pub enum Error {
 ///
 /// Without [`crate::Options::recovery`] it stays broken: what is in flight in it is lost, and its memory is the
 /// controller's, until the controller is reset. With recovery this is what it is recovered from; of what recovery could
-/// not help, only [`Fault::GivenUp`] and [`Fault::NotRemade`] are told, after everything in flight has been ended.
+/// not help, only [`Fault::GivenUp`], [`Fault::TakenBack`] and [`Fault::NotRemade`] are told, after everything in flight has been ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
@@ -131,6 +137,9 @@ pub enum Fault {
         /// How many resets were tried.
         resets: u32,
     },
+    /// Whoever lent the controller wanted it back: it was shut down.
+    #[error("the controller was taken back: its driver is being unbound, or it is being unplugged")]
+    TakenBack,
     /// After a reset, the controller refused to create the queues once more.
     #[error("queue {qid}: the controller refused to create it once more after a reset")]
     NotRemade {

@@ -56,6 +56,12 @@ fn a_killed_process_leaves_a_controller_that_starts_afresh() {
 }
 
 #[test]
+fn a_controller_in_use_is_let_go_when_the_kernel_asks_for_it() {
+    let Some(turn) = turn() else { return };
+    turn.gives_the_controller_back_when_the_kernel_asks_for_it();
+}
+
+#[test]
 fn the_kernel_gets_it_back_and_reads_what_was_written() {
     let Some(turn) = turn() else { return };
     turn.gives_the_controller_back_to_the_kernel_with_its_data();

@@ -19,9 +19,12 @@ pub(crate) struct Pulse {
     /// Counts resets: queues made before one are of no use after it.
     generation: AtomicU32,
     condition: AtomicU8,
-    /// Resets that were tried before the controller was given up.
+    /// Resets that were tried before the controller was given up; [`TAKEN_BACK`]: it was not.
     resets: AtomicU32,
 }
+
+/// In place of a number of resets: the controller was wanted back.
+const TAKEN_BACK: u32 = u32::MAX;
 
 impl Pulse {
     #[inline]
@@ -45,12 +48,14 @@ impl Pulse {
 
     /// How the controller has failed for good, if it has.
     pub(crate) fn failure(&self) -> Option<Fault> {
-        let resets = || self.resets.load(Ordering::Relaxed);
-        (self.condition() == Condition::Failed).then(|| Fault::GivenUp { resets: resets() })
+        (self.condition() == Condition::Failed).then(|| match self.resets.load(Ordering::Relaxed) {
+            TAKEN_BACK => Fault::TakenBack,
+            resets => Fault::GivenUp { resets },
+        })
     }
 }
 
-/// Why a controller was given up.
+/// Why a controller was given up, or back.
 pub(crate) type Failure = OnceLock<String>;
 
 impl Shared {
@@ -81,7 +86,11 @@ impl Shared {
     }
 
     /// From now on, everything fails with this.
-    pub(crate) fn set_failure(&self, resets: u32, error: &Error) {
+    pub(crate) fn set_failure(&self, error: &Error) {
+        let resets = match error {
+            Error::GivenUp { resets, .. } => *resets,
+            _ => TAKEN_BACK,
+        };
         // Set once: a controller that has failed is not recovered any more.
         let _ = self.failure().set(error.to_string());
         self.pulse().resets.store(resets, Ordering::Relaxed);
@@ -136,6 +145,21 @@ impl Shared {
             return Err(Error::Replaced { name, found, expected });
         }
         self.configure(admin)
+    }
+
+    /// Shuts the controller down in order, and gives it back to whoever wants it. When this returns, nothing goes on in it.
+    pub(crate) fn give_back(&self) {
+        // As in `restart`.
+        let _admin = self.admin();
+        self.pulse().generation.fetch_add(1, Ordering::SeqCst);
+        self.count_beat();
+        if self.condition() != Condition::Failed {
+            self.shut_down();
+        }
+        // The address space may be that of other devices too.
+        self.space().cut_off();
+        self.registers().transport().give_back();
+        self.set_quiet(true);
     }
 
     /// Ends what a controller that has been given up still does: disables it or, if that does not work, takes its memory

@@ -269,6 +269,16 @@ impl Shared {
         self.options.admin_timeout
     }
 
+    /// Tells the controller that it is over, and waits until it is through.
+    pub(super) fn shut_down(&self) {
+        // RTD3E is in microseconds.
+        let limit = SHUTDOWN_LIMIT.max(Duration::from_micros(self.identify.rtd3e.into()));
+        let timeout = self.registers.ready_timeout(self.cap);
+        if let Err(error) = timeout.and_then(|timeout| self.registers.shut_down(limit, timeout)) {
+            tracing::warn!("shutting down: {error}");
+        }
+    }
+
     /// A new admin queue, of this generation.
     pub(super) fn new_admin_queue(&self) -> Result<AdminQueue, Error> {
         let (inbox, generation) = (self.inbox.clone(), self.generation());
@@ -293,14 +303,6 @@ impl Drop for Shared {
             // It was disabled, or has no memory left to do harm to.
             return;
         }
-        // RTD3E is in microseconds.
-        let limit = SHUTDOWN_LIMIT.max(Duration::from_micros(self.identify.rtd3e.into()));
-        let result = self
-            .registers
-            .ready_timeout(self.cap)
-            .and_then(|timeout| self.registers.shut_down(limit, timeout));
-        if let Err(error) = result {
-            tracing::warn!("shutting down: {error}");
-        }
+        self.shut_down();
     }
 }

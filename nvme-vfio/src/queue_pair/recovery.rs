@@ -77,7 +77,14 @@ impl QueuePair {
         match self.pulse.condition() {
             Condition::Failed => {
                 let fault = self.pulse.failure().unwrap_or(Fault::Reset);
-                return self.end_all(fault, completed);
+                // One that was shut down in order has said what it has done.
+                let trusted = trusted && fault == Fault::TakenBack;
+                let count = if trusted { self.take_last(&mut *completed) } else { 0 };
+                return match self.end_all(fault, completed) {
+                    Ok(ended) => Ok(count + ended),
+                    Err(_) if count > 0 => Ok(count),
+                    Err(fault) => Err(fault),
+                };
             }
             Condition::Recovering => return Ok(0),
             // Not begun yet.
@@ -99,13 +106,18 @@ impl QueuePair {
         }
     }
 
+    /// Takes what had completed before the controller was stopped.
+    fn take_last(&mut self, completed: Completed<'_>) -> usize {
+        match self.take_completions(completed) {
+            Ok(count) | Err((_, count)) => count,
+        }
+    }
+
     /// Goes on with new queues. Since they exist, the controller does nothing of what was in flight any more.
     fn go_on(&mut self, rings: Rings, trusted: bool, completed: Completed<'_>) -> usize {
         let mut count = 0;
         if trusted {
-            count += match self.take_completions(&mut *completed) {
-                Ok(count) | Err((_, count)) => count,
-            };
+            count += self.take_last(&mut *completed);
         }
         self.queue.generation = rings.generation;
         self.rings = rings;

@@ -69,6 +69,10 @@ impl Caretaker {
 
     /// A beat: whoever polls looks at deadlines, whoever sleeps is woken to do so.
     fn look_around(&mut self) {
+        if self.is_wanted_back() {
+            let _ = self.give_back();
+            return;
+        }
         if self.shared.condition() != Condition::Running {
             return;
         }
@@ -142,6 +146,9 @@ impl Caretaker {
         let mut pause = PAUSES.0;
         self.shared.set_condition(Condition::Recovering);
         while std::mem::take(&mut asked_for) || self.may_reset() {
+            if self.is_wanted_back() {
+                return self.give_back();
+            }
             self.shared.counters().resets.fetch_add(1, Ordering::Relaxed);
             match self.shared.restart() {
                 Ok(()) => {
@@ -186,8 +193,30 @@ impl Caretaker {
         self.shared.stop(self.options.abort_timeout);
         let error = Error::GivenUp { name, resets, window: self.options.window, why: why.to_owned() };
         tracing::error!("{error}");
-        self.shared.set_failure(resets, &error);
+        self.shared.set_failure(&error);
         self.wake_all();
+        Err(error)
+    }
+
+    fn is_wanted_back(&self) -> bool {
+        self.shared.registers().transport().is_wanted_back()
+    }
+
+    /// Gives the controller back, shut down if it still was in use; everything in flight ends.
+    fn give_back(&self) -> Result<(), Error> {
+        let error = Error::TakenBack { name: self.shared.registers().name() };
+        tracing::error!("{error}");
+        // Whoever waits for an admin command gives up.
+        self.shared.inbox().report(self.shared.generation(), &error);
+        let failed = self.shared.condition() == Condition::Failed;
+        if !failed {
+            self.shared.set_condition(Condition::Recovering);
+        }
+        self.shared.give_back();
+        if !failed {
+            self.shared.set_failure(&error);
+            self.wake_all();
+        }
         Err(error)
     }
 

@@ -35,6 +35,10 @@
 //! outside the queue; a completion queue entry passed over (wrong Phase Tag); a doorbell that cannot be written; an admin
 //! command that does not end.
 //!
+//! A controller that is wanted back ([`crate::transport::Transport::is_wanted_back`]: the kernel's driver is being unbound from it,
+//! or it is to be unplugged) is shut down in order (CC.SHN) and given back within a beat, and fails for good, with
+//! [`crate::Error::TakenBack`]. What had completed has, everything else ends with Host Pathing Error.
+//!
 //! # How long it takes
 //!
 //! One reset takes no longer than four times the time that the controller says it needs to get ready (CAP.TO and half a
@@ -94,7 +98,7 @@ pub enum Condition {
     Running,
     /// It is being reset; commands wait.
     Recovering,
-    /// It was given up, for good. [`crate::Controller::failure`] says why.
+    /// It was given up, or back, for good. [`crate::Controller::failure`] says why.
     Failed,
 }
 

@@ -129,6 +129,17 @@ pub trait Transport: Send + Sync {
     fn stop_dma(&self) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
+
+    /// Whether whoever lent the function wants it back: its driver is being unbound from it, or it is to be unplugged.
+    /// Asked now and then, at no great cost.
+    fn is_wanted_back(&self) -> bool {
+        false
+    }
+
+    /// Gives the function back although this transport goes on existing: from now on it behaves as if the function had been
+    /// pulled out. Registers read as all ones, writes go nowhere (through [`Transport::doorbells`] as well), no memory is
+    /// mapped, and mapping is an error. The driver has shut the controller down by then.
+    fn give_back(&self) {}
 }
 
 /// Doorbells that can be written without anybody's help.

@@ -209,6 +209,33 @@ impl Turn<'_> {
         self.succeed("exercise");
     }
 
+    /// The kernel's driver is unbound from a controller that a program holds, which goes on running.
+    pub fn gives_the_controller_back_when_the_kernel_asks_for_it(&self) {
+        for command in ["hammer", "hold"] {
+            let (word, address) = (if command == "hammer" { "hammering" } else { "taken by" }, self.address);
+            let holder = self.start(command, word);
+            // Writing to `unbind` returns when the program has let go: or never.
+            let unbind = format!(
+                "cd /sys/bus/pci/devices/{address} && echo >driver_override && echo {address} >driver/unbind &&
+                echo {address} >/sys/bus/pci/drivers_probe && [ $(basename $(readlink driver)) = nvme ]"
+            );
+            self.guest.check(&unbind).expect("the kernel has it back");
+            if command == "hammer" {
+                let told = "for i in $(seq 100); do grep -q 'was taken back' /tmp/started && exit; sleep 0.1; done; exit 1";
+                self.guest.check(told).expect("writes fail with the reason");
+            }
+            self.guest.check(&format!("kill -0 {holder}")).expect("the program still runs");
+            let read = format!(
+                "for i in $(seq 100); do n=$(ls -d /sys/bus/pci/devices/{address}/nvme/nvme*/nvme*n1) && break; sleep 0.1; done
+                dd if=/dev/$(basename $n) of=/dev/null bs=64k count=16 iflag=direct"
+            );
+            self.guest.check(&read).expect("the kernel uses it");
+            self.kill(&holder);
+            self.guest.bind_vfio(address).expect("bound to vfio-pci again");
+        }
+        self.succeed("identify");
+    }
+
     pub fn gives_the_controller_back_to_the_kernel_with_its_data(&self) {
         self.guest.check("head -c 3000000 /dev/urandom >/tmp/data").expect("data");
         self.succeed("write /tmp/data");

@@ -3,12 +3,14 @@
 use std::io;
 use std::ptr::NonNull;
 
+use rustix::fs::MemfdFlags;
 use rustix::mm::{MapFlags, ProtFlags};
 use vfio_bindings::bindings::vfio::VFIO_PCI_BAR0_REGION_INDEX;
 
 use super::super::capability::SparseArea;
 use super::super::{DOORBELLS_OFFSET, DoorbellMemory};
 use super::device::Device;
+use super::loan::Loan;
 
 /// BAR0. What of it the kernel does not map (it may keep the page of the MSI-X table to itself) is reached by read
 /// and write.
@@ -48,27 +50,33 @@ impl Bar {
         Ok(found.map(|(base, _)| base.cast()))
     }
 
-    pub(super) fn read32(&self, device: &Device, offset: u64) -> io::Result<u32> {
+    pub(super) fn read32(&self, loan: &Loan, offset: u64) -> io::Result<u32> {
         match self.register(offset)? {
             // SAFETY: `register` found these four bytes in a mapping, aligned, and it lives as long as this.
             Some(register) => Ok(u32::from_le(unsafe { register.read_volatile() })),
             None => {
                 let mut data = [0; 4];
-                device.read_at(&mut data, self.offset + offset)?;
+                loan.device(|device| device.read_at(&mut data, self.offset + offset))?;
                 Ok(u32::from_le_bytes(data))
             }
         }
     }
 
-    pub(super) fn write32(&self, device: &Device, offset: u64, value: u32) -> io::Result<()> {
+    pub(super) fn write32(&self, loan: &Loan, offset: u64, value: u32) -> io::Result<()> {
         match self.register(offset)? {
             Some(register) => {
                 // SAFETY: as in `read32`.
                 unsafe { register.write_volatile(value.to_le()) };
                 Ok(())
             }
-            None => device.write_at(&value.to_le_bytes(), self.offset + offset),
+            None => loan.device(|device| device.write_at(&value.to_le_bytes(), self.offset + offset)),
         }
+    }
+
+    /// Lets go of the device: what was mapped reads as all ones from now on, as if there were none, and can be written to
+    /// no effect. Others may be using it meanwhile.
+    pub(super) fn disconnect(&self) -> io::Result<()> {
+        self.areas.iter().try_for_each(MappedArea::disconnect)
     }
 }
 
@@ -96,6 +104,19 @@ impl MappedArea {
         };
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::InvalidData)?;
         Ok(Self { area, base, len })
+    }
+
+    fn disconnect(&self) -> io::Result<()> {
+        let nothing = rustix::fs::memfd_create(c"ringpair-bar", MemfdFlags::CLOEXEC)?;
+        rustix::fs::ftruncate(&nothing, self.len as u64)?;
+        // The registers that are read are in the first page. What nobody writes to takes no memory.
+        let ones = [0xff; DOORBELLS_OFFSET as usize];
+        rustix::io::pwrite(&nothing, &ones[..self.len.min(ones.len())], 0)?;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::FIXED;
+        // SAFETY: it replaces this mapping, in one step, by memory of the same length; pointers into it stay valid.
+        unsafe { rustix::mm::mmap(self.base.as_ptr().cast(), self.len, protection, flags, &nothing, 0)? };
+        Ok(())
     }
 
     /// Where the byte at this offset of the BAR is, and how many there are from there.

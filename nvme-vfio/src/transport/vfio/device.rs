@@ -4,12 +4,13 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use vfio_bindings::bindings::vfio::{
     VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET, VFIO_IRQ_INFO_NORESIZE, VFIO_IRQ_SET_ACTION_TRIGGER,
     VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSI_IRQ_INDEX,
-    VFIO_PCI_MSIX_IRQ_INDEX, VFIO_REGION_INFO_FLAG_CAPS, VFIO_REGION_INFO_FLAG_MMAP, vfio_device_info,
-    vfio_irq_info, vfio_irq_set, vfio_region_info,
+    VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_REQ_IRQ_INDEX, VFIO_REGION_INFO_FLAG_CAPS, VFIO_REGION_INFO_FLAG_MMAP,
+    vfio_device_info, vfio_irq_info, vfio_irq_set, vfio_region_info,
 };
 
 use super::super::capability::{self, SparseArea};
@@ -25,6 +26,8 @@ pub(super) struct Device {
     can_reset: bool,
     config_offset: u64,
     interrupts: Option<Interrupts>,
+    /// Where the kernel says that it wants the device back.
+    request: Option<OwnedFd>,
 }
 
 /// The kind of interrupts that the device has, and how they are switched on.
@@ -55,9 +58,32 @@ impl Device {
         }
         let interrupts = interrupts(&fd, info.num_irqs)?;
         let can_reset = info.flags & VFIO_DEVICE_FLAGS_RESET != 0;
-        let mut device = Self { fd, can_reset, config_offset: 0, interrupts };
+        let mut device = Self { fd, can_reset, config_offset: 0, interrupts, request: None };
         device.config_offset = device.region(VFIO_PCI_CONFIG_REGION_INDEX)?.offset;
+        match device.listen_to_requests(info.num_irqs) {
+            Ok(request) => device.request = request,
+            Err(errno) => tracing::debug!("the kernel does not say when it wants the device back: {errno}"),
+        }
         Ok(device)
+    }
+
+    /// Has the kernel say when it wants the device back, which it then waits for: when its driver is unbound from it, or it is
+    /// to be unplugged. `None`: this kernel does not say so.
+    fn listen_to_requests(&self, num_irqs: u32) -> rustix::io::Result<Option<OwnedFd>> {
+        if irq_info(&self.fd, VFIO_PCI_REQ_IRQ_INDEX, num_irqs)?.is_none() {
+            return Ok(None);
+        }
+        let request = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        self.set_irqs(VFIO_PCI_REQ_IRQ_INDEX, 0, &[request.as_raw_fd()])?;
+        Ok(Some(request))
+    }
+
+    /// Whether the kernel wants the device back.
+    pub(super) fn is_wanted_back(&self) -> bool {
+        let Some(request) = &self.request else { return false };
+        let mut fds = [PollFd::new(request, PollFlags::IN)];
+        // Not read: it stays said.
+        rustix::event::poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
@@ -163,7 +189,7 @@ impl Device {
     }
 
     /// Disconnects all interrupts and switches them off in the device.
-    pub(super) fn disable_interrupts(&self) {
+    fn disable_interrupts(&self) {
         if let Some(interrupts) = &self.interrupts {
             let flags = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER;
             // Fails if they were never switched on.
@@ -181,25 +207,41 @@ impl Device {
     }
 }
 
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.disable_interrupts();
+    }
+}
+
 /// In place of an eventfd: disconnect the vector.
 const NO_EVENTFD: i32 = -1;
 
 /// The best kind of interrupts that the device has: MSI-X, else MSI.
 fn interrupts(fd: &OwnedFd, num_irqs: u32) -> io::Result<Option<Interrupts>> {
     for index in [VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX] {
-        if index < num_irqs {
-            let argsz = size_of::<vfio_irq_info>() as u32;
-            let mut info = vfio_irq_info { argsz, flags: 0, index, count: 0 };
-            // SAFETY: the structure is this request's, and has its size in it.
-            unsafe { ioctl::with_struct(fd, VFIO_DEVICE_GET_IRQ_INFO, &mut info)? };
-            if info.count > 0 {
-                let all_at_once = info.flags & VFIO_IRQ_INFO_NORESIZE != 0;
-                let all_at_once = all_at_once.then(|| Mutex::new(false));
-                return Ok(Some(Interrupts { index, count: info.count, all_at_once }));
-            }
+        if let Some(info) = irq_info(fd, index, num_irqs)? {
+            let all_at_once = info.flags & VFIO_IRQ_INFO_NORESIZE != 0;
+            let all_at_once = all_at_once.then(|| Mutex::new(false));
+            return Ok(Some(Interrupts { index, count: info.count, all_at_once }));
         }
     }
     Ok(None)
+}
+
+/// What the kernel says of a kind of interrupts, of which there are some.
+fn irq_info(fd: &OwnedFd, index: u32, num_irqs: u32) -> rustix::io::Result<Option<vfio_irq_info>> {
+    if index >= num_irqs {
+        return Ok(None);
+    }
+    let argsz = size_of::<vfio_irq_info>() as u32;
+    let mut info = vfio_irq_info { argsz, flags: 0, index, count: 0 };
+    // SAFETY: the structure is this request's, and has its size in it.
+    match unsafe { ioctl::with_struct(fd, VFIO_DEVICE_GET_IRQ_INFO, &mut info) } {
+        Ok(_) => Ok(Some(info).filter(|info| info.count > 0)),
+        // Those beyond the first three are asked for by number, and refused where a kernel or device has them not.
+        Err(Errno::INVAL) => Ok(None),
+        Err(errno) => Err(errno),
+    }
 }
 
 impl ConfigSpace for Device {

@@ -3,7 +3,7 @@
 //! [`Vfio::open`] finds the device ([`sysfs`]), takes it by its IOMMU group (`group`) or by its own file with iommufd
 //! (`cdev`), whichever the kernel offers, maps its registers (`bar`), and lets it do DMA to what is mapped for it
 //! and to nothing else. Everything is the process' own: when it ends, however it ends, the kernel stops the device,
-//! resets it and unlocks the memory.
+//! resets it and unlocks the memory. When the kernel wants the device back before that, it says so, and waits for it (`loan`).
 
 mod bar;
 mod cdev;
@@ -11,6 +11,7 @@ mod device;
 mod group;
 mod ioctl;
 mod iova;
+mod loan;
 mod mappings;
 mod no_iommu;
 mod open_error;
@@ -24,6 +25,7 @@ use std::str::FromStr;
 use super::{DmaLimits, DmaMemory, DoorbellMemory, Transport, pci};
 use bar::Bar;
 use device::Device;
+use loan::Loan;
 pub use open_error::OpenError;
 pub use sysfs::{PciAddress, PciDevice};
 
@@ -77,14 +79,52 @@ enum AddressSpace {
     Physical(no_iommu::PhysicalMemory),
 }
 
+impl AddressSpace {
+    fn limits(&self) -> DmaLimits {
+        match self {
+            Self::Container(container) => container.limits().clone(),
+            Self::Ioas(ioas) => ioas.limits().clone(),
+            Self::Physical(memory) => memory.limits(),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As [`Transport::map_dma`].
+    unsafe fn map(&self, iova: u64, memory: &DmaMemory<'_>) -> io::Result<()> {
+        // SAFETY: by this function's condition.
+        unsafe {
+            match self {
+                Self::Container(container) => container.map(iova, memory),
+                Self::Ioas(ioas) => ioas.map(iova, memory),
+                // There is nothing to set up, and no other address.
+                Self::Physical(physical) => match physical.address(memory)? {
+                    address if address == iova => Ok(()),
+                    _ => Err(io::ErrorKind::InvalidInput.into()),
+                },
+            }
+        }
+    }
+
+    fn unmap(&self, iova: u64, len: u64) -> io::Result<()> {
+        match self {
+            Self::Container(container) => container.unmap(iova, len),
+            Self::Ioas(ioas) => ioas.unmap(iova, len),
+            // All that can be done about it is to give the device no such address any more.
+            Self::Physical(_) => Ok(()),
+        }
+    }
+}
+
 /// A controller that this process owns. Nobody else can open it as long as this lives.
 pub struct Vfio {
     name: String,
     interface: Interface,
-    // In the order in which they are undone: registers, then the device, then its address space.
+    limits: DmaLimits,
+    interrupt_vectors: u32,
+    // In the order in which they are undone: registers, then the device and its address space.
     bar: Bar,
-    device: Device,
-    space: AddressSpace,
+    loan: Loan,
 }
 
 impl Vfio {
@@ -121,7 +161,9 @@ impl Vfio {
         let device = Device::new(fd).map_err(OpenError::io(address, "asking about it"))?;
         let bar = Bar::map(&device).map_err(OpenError::io(address, "mapping its registers"))?;
         pci::enable(&device).map_err(OpenError::io(address, "enabling it in PCI configuration space"))?;
-        Ok(Self { name: address.to_string(), interface, bar, device, space })
+        let (name, interrupt_vectors, limits) =
+            (address.to_string(), device.interrupt_vectors(), space.limits());
+        Ok(Self { name, interface, limits, interrupt_vectors, bar, loan: Loan::new(device, space) })
     }
 
     /// By which interface it was taken: never [`Interface::Auto`].
@@ -168,7 +210,7 @@ impl Transport for Vfio {
     }
 
     fn read32(&self, offset: u64) -> io::Result<u32> {
-        self.bar.read32(&self.device, offset)
+        self.bar.read32(&self.loan, offset)
     }
 
     fn read64(&self, offset: u64) -> io::Result<u64> {
@@ -178,7 +220,7 @@ impl Transport for Vfio {
     }
 
     fn write32(&self, offset: u64, value: u32) -> io::Result<()> {
-        self.bar.write32(&self.device, offset, value)
+        self.bar.write32(&self.loan, offset, value)
     }
 
     fn write64(&self, offset: u64, value: u64) -> io::Result<()> {
@@ -191,66 +233,62 @@ impl Transport for Vfio {
     }
 
     fn dma_limits(&self) -> DmaLimits {
-        match &self.space {
-            AddressSpace::Container(container) => container.limits().clone(),
-            AddressSpace::Ioas(ioas) => ioas.limits().clone(),
-            AddressSpace::Physical(memory) => memory.limits(),
-        }
+        self.limits.clone()
     }
 
     fn physical_address(&self, memory: &DmaMemory<'_>) -> Option<io::Result<u64>> {
-        match &self.space {
-            AddressSpace::Physical(physical) => Some(physical.address(memory)),
-            AddressSpace::Container(_) | AddressSpace::Ioas(_) => None,
-        }
+        let address = |space: &AddressSpace| match space {
+            AddressSpace::Physical(physical) => physical.address(memory),
+            AddressSpace::Container(_) | AddressSpace::Ioas(_) => Err(io::ErrorKind::Unsupported.into()),
+        };
+        (self.interface == Interface::NoIommu).then(|| self.loan.space(address))
     }
 
     unsafe fn map_dma(&self, iova: u64, memory: &DmaMemory<'_>) -> io::Result<()> {
-        // SAFETY: by this function's condition.
-        unsafe {
-            match &self.space {
-                AddressSpace::Container(container) => container.map(iova, memory),
-                AddressSpace::Ioas(ioas) => ioas.map(iova, memory),
-                // There is nothing to set up, and no other address.
-                AddressSpace::Physical(physical) => match physical.address(memory)? {
-                    address if address == iova => Ok(()),
-                    _ => Err(io::ErrorKind::InvalidInput.into()),
-                },
-            }
-        }
+        self.loan.space(|space| {
+            // SAFETY: by this function's condition.
+            unsafe { space.map(iova, memory) }
+        })
     }
 
     fn unmap_dma(&self, iova: u64, len: u64) -> io::Result<()> {
-        match &self.space {
-            AddressSpace::Container(container) => container.unmap(iova, len),
-            AddressSpace::Ioas(ioas) => ioas.unmap(iova, len),
-            // All that can be done about it is to give the device no such address any more.
-            AddressSpace::Physical(_) => Ok(()),
-        }
+        // Whoever has nothing reaches nothing.
+        if self.loan.is_over() { Ok(()) } else { self.loan.space(|space| space.unmap(iova, len)) }
     }
 
     fn interrupt_vectors(&self) -> u32 {
-        self.device.interrupt_vectors()
+        self.interrupt_vectors
     }
 
     fn set_interrupts(&self, start: u32, eventfds: &[Option<BorrowedFd<'_>>]) -> io::Result<()> {
-        self.device.set_interrupts(start, eventfds)
+        self.loan.device(|device| device.set_interrupts(start, eventfds))
     }
 
     fn reset(&self) -> io::Result<()> {
-        self.device.reset()?;
-        // The kernel restores configuration space after a reset; not every reset is the kernel's.
-        pci::enable(&self.device)
+        self.loan.device(|device| {
+            device.reset()?;
+            // The kernel restores configuration space after a reset; not every reset is the kernel's.
+            pci::enable(device)
+        })
     }
 
     fn stop_dma(&self) -> io::Result<()> {
-        pci::stop_bus_mastering(&self.device)
+        self.loan.device(|device| pci::stop_bus_mastering(device))
     }
-}
 
-impl Drop for Vfio {
-    fn drop(&mut self) {
-        self.device.disable_interrupts();
+    fn is_wanted_back(&self) -> bool {
+        self.loan.device(|device| Ok(device.is_wanted_back())).unwrap_or(false)
+    }
+
+    fn give_back(&self) {
+        // Mappings hold the device as well.
+        if let Err(error) = self.bar.disconnect() {
+            tracing::warn!(
+                "{}: its registers stay mapped, so that the kernel waits for this process to end: {error}",
+                self.name
+            );
+        }
+        self.loan.end();
     }
 }
 
