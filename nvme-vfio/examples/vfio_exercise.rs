@@ -2,10 +2,13 @@
 //! but `identify` and `hold` overwrite its first namespace.
 //!
 //! ```text
-//! vfio_exercise [--vfio auto|group|cdev|unsafe-no-iommu] [--queues N] [--interrupts] ADDRESS COMMAND
+//! vfio_exercise [--vfio auto|group|cdev|unsafe-no-iommu] [--queues N] [--interrupts] [--with ADDRESS]… ADDRESS COMMAND
 //!
 //!   identify       what it is
-//!   exercise       write and verify all sizes through all queues at once, and into memory that is not the driver's
+//!   exercise       write and verify all sizes through all queues at once, and into memory that is not the driver's; of
+//!                  all ADDRESSes at the same time
+//!   reset          verify data over a reset of the function, and over one of the controller
+//!   reopen         close it and open it again, several times, and see what is left over
 //!   write FILE     write a file to its beginning
 //!   hammer         write until killed; when that fails, say why, and stay
 //!   hold           own it until killed
@@ -20,8 +23,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nvme_spec::Status;
-use nvme_vfio::transport::DmaMemory;
-use nvme_vfio::transport::vfio::{Interface, Vfio};
+use nvme_vfio::transport::vfio::{Interface, PciAddress, Vfio};
+use nvme_vfio::transport::{DmaMemory, Transport as _};
 use nvme_vfio::{Controller, DmaBuffer, DmaRange, Namespace, Options, QueuePair};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -41,21 +44,35 @@ fn run() -> Result<()> {
     let mut options = Options { queues: 4, depth: 64, ..Options::default() };
     let mut arguments = std::env::args().skip(1);
     let mut next = |what: &'static str| arguments.next().ok_or(what);
+    let mut others = Vec::new();
     let address = loop {
         match next("an address is missing")?.as_str() {
             "--vfio" => interface = next("--vfio: a value is missing")?.parse()?,
             "--queues" => options.queues = next("--queues: a value is missing")?.parse()?,
             "--interrupts" => options.interrupts = true,
+            "--with" => others.push(next("--with: an address is missing")?.parse()?),
             address => break address.parse()?,
         }
     };
     let command = next("a command is missing")?;
-    let vfio = Vfio::open(address, interface)?;
-    say(&format!("{address}: taken by {}", vfio.interface()))?;
-    let controller = Controller::open(Box::new(vfio), options)?;
+    let open = |address| -> Result<Controller> {
+        let vfio = Vfio::open(address, interface)?;
+        say(&format!("{address}: taken by {}", vfio.interface()))?;
+        Ok(Controller::open(Box::new(vfio), options.clone())?)
+    };
+    let controller = open(address)?;
+    let others: Vec<_> = others.into_iter().map(open).collect::<Result<_>>()?;
     match command.as_str() {
         "identify" => identify(&controller),
-        "exercise" => exercise(&controller, interface != Interface::NoIommu),
+        "exercise" => thread::scope(|scope| {
+            let all = others.iter().chain([&controller]);
+            let threads: Vec<_> = all
+                .map(|controller| scope.spawn(move || exercise(controller, interface != Interface::NoIommu)))
+                .collect();
+            threads.into_iter().try_for_each(|thread| thread.join().map_err(|_| "a thread panicked")?)
+        }),
+        "reset" => reset(&controller),
+        "reopen" => reopen(controller, &open, address),
         "write" => write_file(&controller, &std::fs::read(next("a file is missing")?)?),
         "hammer" => hammer(&controller),
         "hold" => hold(),
@@ -289,6 +306,67 @@ fn lend(controller: &Controller, namespace: &Namespace, has_iommu: bool) -> Resu
         return Err("memory that was taken back was still read into".into());
     }
     say("lent memory was read into, and out of reach when taken back")
+}
+
+/// What was written is there after resets, and queues go on.
+fn reset(controller: &Controller) -> Result<()> {
+    let namespace = controller.namespace(1)?;
+    let mut pair = controller.queue_pair()?;
+    let buffer = controller.alloc_dma(4096)?;
+    let blocks = 4096 / namespace.block_size();
+    let (mut data, mut found) = ([0; 4096], [0; 4096]);
+    for turn in 0..3 {
+        pattern(turn, 9, &mut data);
+        buffer.write_at(0, &data);
+        pair.write(&namespace, 0, blocks, buffer.range(0..4096), true, turn)?;
+        finish(&mut pair)?;
+        controller.reset()?;
+        buffer.fill(0..4096, 0);
+        pair.read(&namespace, 0, blocks, buffer.range(0..4096), turn)?;
+        finish(&mut pair)?;
+        buffer.read_at(0, &mut found);
+        if found != data {
+            return Err("after a reset: not what was written".into());
+        }
+    }
+    say(&format!("verified over {} resets", controller.recovery_counters().resets))
+}
+
+/// Descriptors and KiB of locked memory that this process has.
+fn belongings() -> Result<(usize, String)> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let locked = status.lines().find(|line| line.starts_with("VmLck:")).ok_or("no VmLck")?;
+    Ok((std::fs::read_dir("/proc/self/fd")?.count(), locked.to_owned()))
+}
+
+fn reopen(
+    controller: Controller,
+    open: &dyn Fn(PciAddress) -> Result<Controller>,
+    address: PciAddress,
+) -> Result<()> {
+    drop(controller);
+    let before = belongings()?;
+    for _ in 0..4 {
+        let controller = open(address)?;
+        let buffer = controller.alloc_dma(1 << 20)?;
+        let mut pair = controller.queue_pair()?;
+        let namespace = controller.namespace(1)?;
+        pair.read(&namespace, 0, 1, buffer.range(0..namespace.block_size() as usize), 0)?;
+        finish(&mut pair)?;
+    }
+    // The function itself, without the controller.
+    let vfio = Vfio::open(address, Interface::Auto)?;
+    match vfio.reset() {
+        Ok(()) => say("the function was reset")?,
+        Err(error) if error.kind() == std::io::ErrorKind::Unsupported => say("it has no reset")?,
+        Err(error) => return Err(error.into()),
+    }
+    drop(Controller::open(Box::new(vfio), Options::default())?);
+    let after = belongings()?;
+    if before != after {
+        return Err(format!("left over: {after:?} instead of {before:?}").into());
+    }
+    say("nothing is left over")
 }
 
 fn write_file(controller: &Controller, data: &[u8]) -> Result<()> {

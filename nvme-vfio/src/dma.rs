@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use rustix::io::Errno;
 
 use crate::error::Error;
-use crate::iova::IovaAllocator;
+use crate::iova::IovaSpace;
 use crate::shared_memory::SharedMemory;
 use crate::transport::{DmaMemory, Transport};
 
@@ -40,7 +40,7 @@ pub(crate) struct DmaSpace {
     page_size: u64,
     /// There is no IOMMU: addresses are where memory is.
     physical: bool,
-    iovas: Mutex<IovaAllocator>,
+    iovas: IovaSpace,
     mappings: Mutex<Mappings>,
     /// [`Mappings::cutting`] has changed.
     cut: Condvar,
@@ -64,7 +64,7 @@ impl DmaSpace {
         // Mappings are made of pages of this process, whatever the IOMMU could do in smaller ones; and queues begin
         // at a memory page of the controller's.
         let page_size = limits.page_size.max(rustix::param::page_size() as u64).max(memory_page_size);
-        let iovas = Mutex::new(IovaAllocator::new(&limits, page_size));
+        let iovas = transport.shared_iovas().unwrap_or_else(|| IovaSpace::new(&limits));
         let physical = limits.windows.is_empty();
         Arc::new(Self {
             transport,
@@ -160,10 +160,13 @@ impl DmaSpace {
         let failed = |source| self.failed("mapping", memory.len, source);
         let iova = match self.transport.physical_address(memory) {
             Some(address) => address.map_err(failed)?,
-            None => self.iovas().allocate(memory.len, memory.base.addr().get() as u64).ok_or_else(|| {
-                let what = "no range of I/O virtual addresses is left that is so long";
-                failed(io::Error::new(io::ErrorKind::OutOfMemory, what))
-            })?,
+            None => {
+                let base = memory.base.addr().get() as u64;
+                self.iovas.allocate(memory.len, base, self.page_size).ok_or_else(|| {
+                    let what = "no range of I/O virtual addresses is left that is so long";
+                    failed(io::Error::new(io::ErrorKind::OutOfMemory, what))
+                })?
+            }
         };
         // SAFETY: by this function's condition.
         if let Err(source) = unsafe { self.transport.map_dma(iova, memory) } {
@@ -198,12 +201,8 @@ impl DmaSpace {
     fn release(&self, iova: u64, len: u64) {
         // A physical address was never ours to give.
         if !self.physical {
-            self.iovas().release(iova, len);
+            self.iovas.release(iova, len);
         }
-    }
-
-    fn iovas(&self) -> MutexGuard<'_, IovaAllocator> {
-        self.iovas.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn failed(&self, doing: &str, len: u64, source: io::Error) -> Error {

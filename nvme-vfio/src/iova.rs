@@ -1,11 +1,40 @@
 //! Handing out I/O virtual addresses, inside the windows that the IOMMU leaves.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::transport::DmaLimits;
 
 /// What CPUs and IOMMUs have as the next larger page.
 pub(crate) const HUGE_PAGE: u64 = 2 << 20;
+
+/// An address space's I/O virtual addresses, handed out to the device that it belongs to, or to all that share it. Clones
+/// are handles to the same one.
+#[derive(Clone, Debug)]
+pub struct IovaSpace(Arc<Mutex<IovaAllocator>>);
+
+impl IovaSpace {
+    /// Addresses of which none is in use. Mappings are made of pages of this process, whatever the IOMMU could do in
+    /// smaller ones.
+    pub(crate) fn new(limits: &DmaLimits) -> Self {
+        let page_size = limits.page_size.max(rustix::param::page_size() as u64);
+        Self(Arc::new(Mutex::new(IovaAllocator::new(limits, page_size))))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, IovaAllocator> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As [`IovaAllocator::allocate_pages`].
+    pub(crate) fn allocate(&self, len: u64, base: u64, page_size: u64) -> Option<u64> {
+        self.lock().allocate_pages(len, base, page_size)
+    }
+
+    /// As [`IovaAllocator::release`].
+    pub(crate) fn release(&self, iova: u64, len: u64) {
+        self.lock().release(iova, len);
+    }
+}
 
 /// Which I/O virtual addresses are free. First fit: there are few, long-lived mappings.
 #[derive(Debug)]
@@ -41,11 +70,18 @@ impl IovaAllocator {
     /// free range is as long.
     ///
     /// Memory that may be made of huge pages gets an address at which they are huge pages for the IOMMU too.
+    #[cfg(test)]
     pub(crate) fn allocate(&mut self, len: u64, base: u64) -> Option<u64> {
-        debug_assert!(len > 0 && len.is_multiple_of(self.page_size));
-        let aligned = if len >= HUGE_PAGE { HUGE_PAGE.max(self.page_size) } else { self.page_size };
+        self.allocate_pages(len, base, self.page_size)
+    }
+
+    /// The same, of larger pages, for a device that has no smaller ones.
+    pub(crate) fn allocate_pages(&mut self, len: u64, base: u64, page_size: u64) -> Option<u64> {
+        debug_assert!(len > 0 && len.is_multiple_of(page_size) && page_size >= self.page_size);
+        let aligned = if len >= HUGE_PAGE { HUGE_PAGE.max(page_size) } else { page_size };
         let fits = |(first, last): (u64, u64)| {
-            let iova = first.checked_add(base.wrapping_sub(first) & (aligned - 1) & !(self.page_size - 1))?;
+            let page = first.checked_next_multiple_of(page_size)?;
+            let iova = page.checked_add(base.wrapping_sub(page) & (aligned - 1) & !(page_size - 1))?;
             (iova <= last && last - iova >= len - 1).then_some((first, iova, last))
         };
         let (first, iova, last) = self.free.iter().find_map(|(first, last)| fits((*first, *last)))?;
@@ -129,6 +165,18 @@ mod tests {
         // The hole is where x86 has its MSI window.
         let mut iovas = allocator(&[(0, 0xfedf_ffff), (0xfef0_0000, 0x7f_ffff_ffff)]);
         assert_eq!(iovas.allocate(0xfee0_0000, 0), Some(0xff00_0000));
+    }
+
+    #[test]
+    fn devices_of_an_address_space_get_addresses_apart_in_pages_of_their_own_sizes() {
+        let limits = DmaLimits { windows: std::iter::once(PAGE..=(1 << 30) - 1).collect(), page_size: PAGE };
+        let (space, page) = (IovaSpace::new(&limits), 1 << 16);
+        let first = space.clone().allocate(PAGE, 0, PAGE).unwrap();
+        let second = space.allocate(page, 0, page).unwrap();
+        assert_eq!((first, second), (PAGE, page));
+        assert_eq!(space.allocate(PAGE, 0, PAGE), Some(2 * PAGE));
+        space.release(first, PAGE);
+        assert_eq!(space.allocate(PAGE, 0, PAGE), Some(first));
     }
 
     proptest! {

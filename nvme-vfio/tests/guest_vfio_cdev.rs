@@ -28,6 +28,18 @@ fn all_sizes_through_all_queues_come_back_as_written() {
 }
 
 #[test]
+fn data_and_queues_survive_resets() {
+    let Some(turn) = turn() else { return };
+    turn.keeps_data_and_queues_over_resets();
+}
+
+#[test]
+fn nothing_is_left_over_when_it_is_closed_and_opened_again() {
+    let Some(turn) = turn() else { return };
+    turn.leaves_nothing_over_when_it_is_closed();
+}
+
+#[test]
 fn interrupts_wake_who_sleeps() {
     let Some(turn) = turn() else { return };
     turn.sleeps_until_interrupts();

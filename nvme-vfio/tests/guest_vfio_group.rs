@@ -28,6 +28,18 @@ fn all_sizes_through_all_queues_come_back_as_written() {
 }
 
 #[test]
+fn data_and_queues_survive_resets() {
+    let Some(turn) = turn() else { return };
+    turn.keeps_data_and_queues_over_resets();
+}
+
+#[test]
+fn nothing_is_left_over_when_it_is_closed_and_opened_again() {
+    let Some(turn) = turn() else { return };
+    turn.leaves_nothing_over_when_it_is_closed();
+}
+
+#[test]
 fn interrupts_wake_who_sleeps() {
     let Some(turn) = turn() else { return };
     turn.sleeps_until_interrupts();
@@ -101,6 +113,17 @@ fn device_files_that_the_kernel_does_not_have_are_refused_by_name() {
     let Some(turn) = turn() else { return };
     let complaint = turn.complaint(&format!("vfio_exercise --vfio cdev {} identify", turn.address));
     assert!(complaint.contains("use vfio=group"), "{complaint}");
+}
+
+#[test]
+fn no_more_is_mapped_than_the_kernel_takes() {
+    let Some(turn) = turn() else { return };
+    let limit = |count: u32| format!("echo {count} >/sys/module/vfio_iommu_type1/parameters/dma_entry_limit");
+    turn.guest.check(&limit(6)).expect("a limit");
+    let complaint = turn.complaint(&turn.line_for(turn.address, "exercise"));
+    turn.guest.check(&limit(65535)).expect("the limit as it was");
+    assert!(complaint.contains("the kernel takes no more mappings: raise dma_entry_limit"), "{complaint}");
+    turn.succeed("identify");
 }
 
 #[test]

@@ -9,6 +9,7 @@ pub mod pci;
 pub mod vfio;
 pub mod vfio_user;
 
+pub use crate::iova::IovaSpace;
 pub use vfio::Vfio;
 pub use vfio_user::VfioUser;
 
@@ -73,6 +74,12 @@ pub trait Transport: Send + Sync {
 
     /// What I/O virtual addresses there are.
     fn dma_limits(&self) -> DmaLimits;
+
+    /// Where the device has its address space together with others: what has been handed out of it. `None`: it has one of
+    /// its own, with all of [`Transport::dma_limits`].
+    fn shared_iovas(&self) -> Option<IovaSpace> {
+        None
+    }
 
     /// Lets the controller read and write memory at I/O virtual addresses from `iova`. Address, length and `iova`
     /// are multiples of [`DmaLimits::page_size`], and the range is inside one of its windows.

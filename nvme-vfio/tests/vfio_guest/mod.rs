@@ -16,7 +16,7 @@ const LONG: Duration = Duration::from_secs(300);
 const VERY_LONG: Duration = Duration::from_secs(900);
 
 /// The programs, in the guest's PATH.
-const PROGRAM: &str = "vfio_exercise";
+pub const PROGRAM: &str = "vfio_exercise";
 const DISK_PROGRAM: &str = "disk_exercise";
 
 /// The interface without an IOMMU.
@@ -68,14 +68,14 @@ fn boot(machine: &Machine) -> Option<VfioGuest> {
     Some(VfioGuest { guest: Mutex::new(guest), addresses, interface: machine.interface })
 }
 
-fn disk() -> tempfile::NamedTempFile {
+pub fn disk() -> tempfile::NamedTempFile {
     let disk = tempfile::NamedTempFile::new().expect("a temporary file");
     disk.as_file().set_len(256 << 20).expect("a size");
     disk
 }
 
 /// Where cargo has put the example: beside the tests' folder.
-fn program(name: &str) -> PathBuf {
+pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("this program");
     test.ancestors().nth(2).expect("a target directory").join("examples").join(name)
 }
@@ -168,6 +168,16 @@ impl Turn<'_> {
         let complaints = self.guest.check("dmesg | grep -i 'DMAR.*fault' | wc -l").expect("dmesg");
         // The one on purpose, in which the controller is kept from memory that was taken back.
         assert_ne!(complaints.trim(), "0", "the IOMMU has stopped nothing");
+    }
+
+    pub fn leaves_nothing_over_when_it_is_closed(&self) {
+        let said = self.succeed("reopen");
+        assert!(said.contains("the function was reset") && said.contains("nothing is left over"), "{said}");
+    }
+
+    pub fn keeps_data_and_queues_over_resets(&self) {
+        let said = self.succeed("reset");
+        assert!(said.contains("verified over 3 resets"), "{said}");
     }
 
     pub fn sleeps_until_interrupts(&self) {

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Arc, OnceLock};
 
 use iommufd_bindings::{
     iommu_ioas_alloc, iommu_ioas_iova_ranges, iommu_ioas_map, iommu_ioas_unmap,
@@ -13,16 +14,17 @@ use iommufd_bindings::{
 use rustix::io::Errno;
 use vfio_bindings::bindings::vfio::{vfio_device_attach_iommufd_pt, vfio_device_bind_iommufd};
 
-use super::super::{DmaLimits, DmaMemory};
+use super::super::{DmaLimits, DmaMemory, IovaSpace};
 use super::group::open_file;
 use super::ioctl::{
     self, IOMMU_IOAS_ALLOC, IOMMU_IOAS_IOVA_RANGES, IOMMU_IOAS_MAP, IOMMU_IOAS_UNMAP,
     VFIO_DEVICE_ATTACH_IOMMUFD_PT, VFIO_DEVICE_BIND_IOMMUFD,
 };
 use super::iova::{self, IovaRange};
-use super::mappings::Mappings;
+use super::mappings::{Limited, Mappings};
 use super::open_error::OpenError;
-use super::sysfs::{PciAddress, PciDevice};
+use super::shared_space::{SharedSpace, SharedSpaces};
+use super::sysfs::{IommuGroup, PciAddress, PciDevice};
 
 /// The file that makes IOMMU contexts.
 const IOMMU: &str = "/dev/iommu";
@@ -31,9 +33,12 @@ const IOMMU: &str = "/dev/iommu";
 pub(super) struct Ioas {
     iommufd: OwnedFd,
     id: u32,
-    limits: DmaLimits,
+    /// Known when the first device has it.
+    iovas: OnceLock<IovaSpace>,
     mappings: Mappings,
 }
+
+static SPACES: SharedSpaces<Ioas> = SharedSpaces::new();
 
 /// The device's file, if the kernel makes one and has iommufd.
 pub(super) fn path(device: &PciDevice) -> Option<String> {
@@ -51,22 +56,37 @@ pub(super) fn is_permitted(path: &str) -> bool {
 }
 
 /// Opens the device through its file: its address space, and its descriptor.
-pub(super) fn open(device: &PciDevice, path: &str) -> Result<(Ioas, OwnedFd), OpenError> {
+pub(super) fn open(
+    device: &PciDevice,
+    group: &IommuGroup,
+    path: &str,
+) -> Result<(Arc<SharedSpace<Ioas>>, OwnedFd), OpenError> {
     let address = device.address();
-    let device_fd = open_file(address, path)?;
-    let iommufd = open_file(address, IOMMU)?;
-    bind(address, &device_fd, &iommufd)?;
+    let take = |ioas: &Ioas| {
+        let device = open_file(address, path)?;
+        bind(address, &device, &ioas.iommufd)?;
+        attach(address, &device, ioas.id)?;
+        // Only now is it known what the device's IOMMU reaches.
+        let limits = ioas.limits().map_err(OpenError::io(address, "asking about its IOMMU"))?;
+        ioas.iovas.get_or_init(|| IovaSpace::new(&limits));
+        Ok(device)
+    };
+    SPACES.join(group.number(), || make(address), take)
+}
 
+fn make(address: PciAddress) -> Result<Ioas, OpenError> {
+    let iommufd = open_file(address, IOMMU)?;
     let size = size_of::<iommu_ioas_alloc>() as u32;
     let mut ioas = iommu_ioas_alloc { size, flags: 0, out_ioas_id: 0 };
     // SAFETY: the structure is this request's, and has its size in it.
     unsafe { ioctl::with_struct(&iommufd, IOMMU_IOAS_ALLOC, &mut ioas) }
         .map_err(OpenError::io(address, "making an I/O address space"))?;
-    let id = ioas.out_ioas_id;
-    attach(address, &device_fd, id)?;
-    // Only now is it known what the device's IOMMU reaches.
-    let limits = limits(&iommufd, id).map_err(OpenError::io(address, "asking about its IOMMU"))?;
-    Ok((Ioas { iommufd, id, limits, mappings: Mappings::new(None) }, device_fd))
+    Ok(Ioas {
+        iommufd,
+        id: ioas.out_ioas_id,
+        iovas: OnceLock::new(),
+        mappings: Mappings::new(None, Limited::User),
+    })
 }
 
 /// Gives the device to an IOMMU context, which makes this process its owner.
@@ -133,8 +153,12 @@ fn limits(iommufd: &OwnedFd, id: u32) -> io::Result<DmaLimits> {
 }
 
 impl Ioas {
-    pub(super) fn limits(&self) -> &DmaLimits {
-        &self.limits
+    pub(super) fn limits(&self) -> io::Result<DmaLimits> {
+        limits(&self.iommufd, self.id)
+    }
+
+    pub(super) fn iovas(&self) -> Option<IovaSpace> {
+        self.iovas.get().cloned()
     }
 
     /// As [`super::super::Transport::map_dma`].

@@ -4,6 +4,7 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -13,14 +14,15 @@ use vfio_bindings::bindings::vfio::{
     vfio_iommu_type1_dma_unmap, vfio_iommu_type1_info,
 };
 
-use super::super::{DmaLimits, DmaMemory};
+use super::super::{DmaLimits, DmaMemory, IovaSpace};
 use super::ioctl::{
     self, VFIO_CHECK_EXTENSION, VFIO_GET_API_VERSION, VFIO_GROUP_GET_DEVICE_FD, VFIO_GROUP_GET_STATUS,
     VFIO_GROUP_SET_CONTAINER, VFIO_IOMMU_GET_INFO, VFIO_IOMMU_MAP_DMA, VFIO_IOMMU_UNMAP_DMA, VFIO_SET_IOMMU,
 };
 use super::iova;
-use super::mappings::Mappings;
+use super::mappings::{Limited, Mappings};
 use super::open_error::OpenError;
+use super::shared_space::{SharedSpace, SharedSpaces};
 use super::sysfs::{IommuGroup, PciAddress, PciDevice};
 
 /// The file that makes containers.
@@ -30,14 +32,25 @@ pub(super) const CONTAINER: &str = "/dev/vfio/vfio";
 pub(super) struct Container {
     container: OwnedFd,
     /// In the container as long as it is open.
-    _group: OwnedFd,
+    group: OwnedFd,
     limits: DmaLimits,
+    iovas: IovaSpace,
     mappings: Mappings,
 }
 
+static CONTAINERS: SharedSpaces<Container> = SharedSpaces::new();
+
 /// Opens the device through its group: its address space, and its descriptor.
-pub(super) fn open(device: &PciDevice, group: &IommuGroup) -> Result<(Container, OwnedFd), OpenError> {
+pub(super) fn open(
+    device: &PciDevice,
+    group: &IommuGroup,
+) -> Result<(Arc<SharedSpace<Container>>, OwnedFd), OpenError> {
     let address = device.address();
+    let take = |container: &Container| device_descriptor(address, &container.group);
+    CONTAINERS.join(group.number(), || open_with_group(address, group), take)
+}
+
+fn open_with_group(address: PciAddress, group: &IommuGroup) -> Result<Container, OpenError> {
     let container = open_container(address)?;
     let group_fd = open_group(address, group, &format!("/dev/vfio/{}", group.number()))?;
 
@@ -55,9 +68,8 @@ pub(super) fn open(device: &PciDevice, group: &IommuGroup) -> Result<(Container,
         .and_then(|(info, answer)| iova::type1(&info, &answer))
         .map_err(OpenError::io(address, "asking about its IOMMU"))?;
 
-    let device_fd = device_descriptor(address, &group_fd)?;
-    let mappings = Mappings::new(left);
-    Ok((Container { container, _group: group_fd, limits, mappings }, device_fd))
+    let (iovas, mappings) = (IovaSpace::new(&limits), Mappings::new(left, Limited::Process));
+    Ok(Container { container, group: group_fd, limits, iovas, mappings })
 }
 
 /// Opens a file of VFIO's.
@@ -157,8 +169,12 @@ pub(super) fn device_descriptor(address: PciAddress, group: &OwnedFd) -> Result<
 }
 
 impl Container {
-    pub(super) fn limits(&self) -> &DmaLimits {
-        &self.limits
+    pub(super) fn limits(&self) -> DmaLimits {
+        self.limits.clone()
+    }
+
+    pub(super) fn iovas(&self) -> IovaSpace {
+        self.iovas.clone()
     }
 
     /// As [`super::super::Transport::map_dma`].

@@ -1,11 +1,12 @@
 //! What the kernel has lent: device and address space, until this process gives them back, which it may do while there
 //! still are users of the transport.
 
+use std::collections::BTreeSet;
 use std::io;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use super::device::Device;
-use super::{AddressSpace, pci};
+use super::{AddressSpace, OpenError, PciAddress, pci};
 
 /// A device with its address space, as long as this process has them.
 pub(super) struct Loan(RwLock<Option<Lent>>);
@@ -14,11 +15,34 @@ pub(super) struct Loan(RwLock<Option<Lent>>);
 struct Lent {
     device: Device,
     space: AddressSpace,
+    claim: Claim,
+}
+
+/// The devices that this process has, or is about to. The kernel would give one out of an open group a second time.
+static CLAIMED: Mutex<BTreeSet<PciAddress>> = Mutex::new(BTreeSet::new());
+
+/// The right to a device, inside this process.
+pub(super) struct Claim(PciAddress);
+
+impl Claim {
+    pub(super) fn new(address: PciAddress) -> Result<Self, OpenError> {
+        if Self::claimed().insert(address) { Ok(Self(address)) } else { Err(OpenError::Open(address)) }
+    }
+
+    fn claimed() -> MutexGuard<'static, BTreeSet<PciAddress>> {
+        CLAIMED.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        Self::claimed().remove(&self.0);
+    }
 }
 
 impl Loan {
-    pub(super) fn new(device: Device, space: AddressSpace) -> Self {
-        Self(RwLock::new(Some(Lent { device, space })))
+    pub(super) fn new(device: Device, space: AddressSpace, claim: Claim) -> Self {
+        Self(RwLock::new(Some(Lent { device, space, claim })))
     }
 
     fn lent(&self) -> RwLockReadGuard<'_, Option<Lent>> {
@@ -42,13 +66,14 @@ impl Loan {
     /// Gives both back.
     pub(super) fn end(&self) {
         let lent = self.0.write().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(Lent { device, space }) = lent {
+        if let Some(Lent { device, space, claim }) = lent {
             // The kernel resets the device when it is closed, if it can. If it cannot, at least no DMA of it goes on.
             if let Err(error) = pci::stop_bus_mastering(&device) {
                 tracing::debug!("switching bus mastering off: {error}");
             }
             drop(device);
             drop(space);
+            drop(claim);
         }
     }
 }

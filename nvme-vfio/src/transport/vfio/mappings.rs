@@ -15,11 +15,22 @@ pub(super) struct Mappings {
     bytes: AtomicU64,
     /// How many mappings the kernel takes yet; as many as there can be where it does not say.
     left: AtomicU32,
+    /// Whose locked memory the limit is for.
+    limited: Limited,
+}
+
+/// Whose locked memory the kernel counts together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Limited {
+    /// This process' (containers).
+    Process,
+    /// That of all processes of the same user (iommufd).
+    User,
 }
 
 impl Mappings {
-    pub(super) fn new(left: Option<u32>) -> Self {
-        Self { bytes: AtomicU64::new(0), left: AtomicU32::new(left.unwrap_or(u32::MAX)) }
+    pub(super) fn new(left: Option<u32>, limited: Limited) -> Self {
+        Self { bytes: AtomicU64::new(0), left: AtomicU32::new(left.unwrap_or(u32::MAX)), limited }
     }
 
     /// Counts a mapping in, unless it fails; then says why for a person.
@@ -49,7 +60,7 @@ impl Mappings {
     fn explain(&self, errno: Errno, len: u64) -> io::Error {
         match errno {
             Errno::NOMEM => match LockedMemory::now() {
-                Some(locked) => locked.explain(self.bytes.load(Ordering::Relaxed), len),
+                Some(locked) => locked.explain(self.bytes.load(Ordering::Relaxed), len, self.limited),
                 None => errno.into(),
             },
             Errno::NOSPC => too_many(),
@@ -93,8 +104,8 @@ impl LockedMemory {
     }
 
     /// Why `len` bytes more than `mapped` could not be locked.
-    fn explain(self, mapped: u64, len: u64) -> io::Error {
-        // Not all that the kernel counts is shown here (iommufd counts per user).
+    fn explain(self, mapped: u64, len: u64, limited: Limited) -> io::Error {
+        // What is counted for a user is not shown for a process.
         let needed = self.locked.max(mapped).saturating_add(len);
         match self.limit {
             Some(limit) if needed > limit => {
@@ -102,6 +113,15 @@ impl LockedMemory {
                 let what = format!(
                     "{needed} KiB of memory have to be locked, but only {limit} may be: raise ulimit -l to {needed} \
                      or more"
+                );
+                io::Error::new(io::ErrorKind::OutOfMemory, what)
+            }
+            Some(limit) if limited == Limited::User => {
+                let (more, limit) = (len.div_ceil(1024), limit / 1024);
+                let what = format!(
+                    "{more} KiB of memory have to be locked, but all processes of this user together may have no more than \
+                     {limit}: raise ulimit -l to {} or more",
+                    limit + more
                 );
                 io::Error::new(io::ErrorKind::OutOfMemory, what)
             }
@@ -122,27 +142,41 @@ mod tests {
     fn a_limit_of_locked_memory_is_named_with_what_would_do() {
         let locked =
             LockedMemory::from_status(&status("     64", "0000000000000000"), Some(8 << 20)).unwrap();
-        let error = locked.explain(0, 8 << 20);
+        let error = locked.explain(0, 8 << 20, Limited::Process);
         assert_eq!(
             error.to_string(),
             "8256 KiB of memory have to be locked, but only 8192 may be: raise ulimit -l to 8256 or more"
         );
         // What is mapped counts, even where the kernel does not show it.
-        assert!(locked.explain(16 << 20, 4096).to_string().ends_with("ulimit -l to 16388 or more"));
+        let error = locked.explain(16 << 20, 4096, Limited::User);
+        assert!(error.to_string().ends_with("ulimit -l to 16388 or more"), "{error}");
+    }
+
+    #[test]
+    fn what_other_processes_of_the_user_have_locked_counts_where_the_kernel_counts_it() {
+        let locked = LockedMemory::from_status(&status("0", "0000000000000000"), Some(8 << 20)).unwrap();
+        let error = locked.explain(0, 1 << 20, Limited::User);
+        assert!(error.to_string().contains("all processes of this user together"), "{error}");
+        assert!(error.to_string().ends_with("ulimit -l to 9216 or more"), "{error}");
+        let error = locked.explain(0, 1 << 20, Limited::Process);
+        assert_eq!(error.raw_os_error(), Some(Errno::NOMEM.raw_os_error()), "then it is something else");
     }
 
     #[test]
     fn who_has_no_limit_is_only_out_of_memory() {
         for (capabilities, limit) in [("0000000000004000", Some(0)), ("0000000000000000", None)] {
             let locked = LockedMemory::from_status(&status("0", capabilities), limit).unwrap();
-            assert_eq!(locked.explain(0, 1 << 30).raw_os_error(), Some(Errno::NOMEM.raw_os_error()));
+            assert_eq!(
+                locked.explain(0, 1 << 30, Limited::User).raw_os_error(),
+                Some(Errno::NOMEM.raw_os_error())
+            );
         }
         assert!(LockedMemory::now().is_some(), "this kernel's status is understood");
     }
 
     #[test]
     fn no_more_mappings_are_tried_than_the_kernel_takes() {
-        let mappings = Mappings::new(Some(1));
+        let mappings = Mappings::new(Some(1), Limited::Process);
         mappings.map(4096, || Ok(())).unwrap();
         let error = mappings.map(4096, || unreachable!("not tried")).unwrap_err();
         assert!(error.to_string().contains("dma_entry_limit"), "{error}");

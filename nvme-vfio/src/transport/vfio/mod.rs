@@ -15,18 +15,21 @@ mod loan;
 mod mappings;
 mod no_iommu;
 mod open_error;
+mod shared_space;
 pub mod sysfs;
 
 use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::str::FromStr;
+use std::sync::Arc;
 
-use super::{DmaLimits, DmaMemory, DoorbellMemory, Transport, pci};
+use super::{DmaLimits, DmaMemory, DoorbellMemory, IovaSpace, Transport, pci};
 use bar::Bar;
 use device::Device;
-use loan::Loan;
+use loan::{Claim, Loan};
 pub use open_error::OpenError;
+use shared_space::SharedSpace;
 pub use sysfs::{PciAddress, PciDevice};
 
 /// Which of the kernel's two interfaces a device is taken by.
@@ -74,17 +77,25 @@ impl fmt::Display for Interface {
 
 /// The address space of a device.
 enum AddressSpace {
-    Container(group::Container),
-    Ioas(cdev::Ioas),
+    Container(Arc<SharedSpace<group::Container>>),
+    Ioas(Arc<SharedSpace<cdev::Ioas>>),
     Physical(no_iommu::PhysicalMemory),
 }
 
 impl AddressSpace {
-    fn limits(&self) -> DmaLimits {
+    fn limits(&self) -> io::Result<DmaLimits> {
         match self {
-            Self::Container(container) => container.limits().clone(),
-            Self::Ioas(ioas) => ioas.limits().clone(),
-            Self::Physical(memory) => memory.limits(),
+            Self::Container(container) => Ok(container.limits()),
+            Self::Ioas(ioas) => ioas.limits(),
+            Self::Physical(memory) => Ok(memory.limits()),
+        }
+    }
+
+    fn iovas(&self) -> Option<IovaSpace> {
+        match self {
+            Self::Container(container) => Some(container.iovas()),
+            Self::Ioas(ioas) => ioas.iovas(),
+            Self::Physical(_) => None,
         }
     }
 
@@ -121,6 +132,8 @@ pub struct Vfio {
     name: String,
     interface: Interface,
     limits: DmaLimits,
+    /// Shared with devices of the same IOMMU group.
+    iovas: Option<IovaSpace>,
     interrupt_vectors: u32,
     // In the order in which they are undone: registers, then the device and its address space.
     bar: Bar,
@@ -137,6 +150,7 @@ impl Vfio {
     pub fn open(address: PciAddress, interface: Interface) -> Result<Self, OpenError> {
         let found = PciDevice::find(address).ok_or(OpenError::NoDevice(address))?;
         check(&found)?;
+        let claim = Claim::new(address)?;
         let group = found.iommu_group().ok_or(OpenError::NoIommu(address))?;
         match (group.is_no_iommu(), interface) {
             (true, Interface::NoIommu) => {}
@@ -146,7 +160,7 @@ impl Vfio {
         }
         let (space, fd, interface) = match pick(&found, interface)? {
             Some(path) => {
-                let (ioas, fd) = cdev::open(&found, &path)?;
+                let (ioas, fd) = cdev::open(&found, &group, &path)?;
                 (AddressSpace::Ioas(ioas), fd, Interface::Cdev)
             }
             None if group.is_no_iommu() => {
@@ -161,9 +175,11 @@ impl Vfio {
         let device = Device::new(fd).map_err(OpenError::io(address, "asking about it"))?;
         let bar = Bar::map(&device).map_err(OpenError::io(address, "mapping its registers"))?;
         pci::enable(&device).map_err(OpenError::io(address, "enabling it in PCI configuration space"))?;
-        let (name, interrupt_vectors, limits) =
-            (address.to_string(), device.interrupt_vectors(), space.limits());
-        Ok(Self { name, interface, limits, interrupt_vectors, bar, loan: Loan::new(device, space) })
+        let limits = space.limits().map_err(OpenError::io(address, "asking about its IOMMU"))?;
+        let (name, interrupt_vectors, iovas) =
+            (address.to_string(), device.interrupt_vectors(), space.iovas());
+        let loan = Loan::new(device, space, claim);
+        Ok(Self { name, interface, limits, iovas, interrupt_vectors, bar, loan })
     }
 
     /// By which interface it was taken: never [`Interface::Auto`].
@@ -234,6 +250,10 @@ impl Transport for Vfio {
 
     fn dma_limits(&self) -> DmaLimits {
         self.limits.clone()
+    }
+
+    fn shared_iovas(&self) -> Option<IovaSpace> {
+        self.iovas.clone()
     }
 
     fn physical_address(&self, memory: &DmaMemory<'_>) -> Option<io::Result<u64>> {

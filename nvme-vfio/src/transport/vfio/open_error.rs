@@ -38,6 +38,9 @@ pub enum OpenError {
         /// What else may be the reason.
         other: &'static str,
     },
+    /// This process has it.
+    #[error("{0} is open in this process already")]
+    Open(PciAddress),
     /// Its file in /dev may not be opened.
     #[error(
         "{address}: no permission to open {path}: as root, `chown USER {path}`, or a udev rule with {rule}, \
