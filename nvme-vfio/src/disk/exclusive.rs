@@ -6,8 +6,8 @@
 use block_core::{Operation, RequestFlags, Segment};
 
 use super::bounce::Chain;
-use super::queue::{Progress, Work};
 use super::request::{Part, Refusal};
+use super::work::{Progress, Work};
 use crate::queue_pair::QueuePair;
 
 /// Whole blocks in bounce pages, of which the request covers a part.

@@ -13,8 +13,9 @@
 //! * `limits`: what Identify says, as the disk's description and as where requests are split.
 //! * `memory`: registered memory: addresses of this process to I/O virtual addresses.
 //! * `bounce`: pages for data that the controller cannot be pointed to.
-//! * `queue`: the data path; `request` the state of what is pending, `exclusive` writes of parts of blocks, `discard`
-//!   ranges collected into one Dataset Management command.
+//! * `queue`: the data path; `work` what is pending and how it goes on, `request` the state of one request, `send` the
+//!   commands of it, `exclusive` writes of parts of blocks, `discard` ranges collected into one Dataset Management
+//!   command.
 //!
 //! # Where data goes
 //!
@@ -43,6 +44,8 @@ mod namespace;
 pub mod open;
 mod queue;
 mod request;
+mod send;
+mod work;
 
 pub use counters::Counters;
 pub use drive::Drive;
