@@ -102,7 +102,10 @@ impl ImageFile for Nothing {
     }
 
     fn open_beside(&self, path: &Path, _read_only: bool) -> Result<Arc<dyn ImageFile>, OpenError> {
-        Err(OpenError::Unusable { location: path.display().to_string(), reason: "there is no other file".into() })
+        Err(OpenError::Unusable {
+            location: path.display().to_string(),
+            reason: "there is no other file".into(),
+        })
     }
 
     fn cache_mode(&self) -> CacheMode {

@@ -89,6 +89,11 @@ fn requests_allocate_nothing_after_the_first_ones() {
     let path = dir.path().join("disk.img");
     File::create(&path).unwrap().set_len(1 << 20).unwrap();
     let path = path.display();
+    // Clusters that are there, and so found in the table of mappings.
+    let image = dir.path().join("disk.qcow2");
+    let create = ["create", "-q", "-f", "qcow2", "-o", "preallocation=metadata"];
+    let _ = std::process::Command::new("qemu-img").args(create).arg(&image).arg("1M").status();
+    let image = image.display();
     let disks = [
         "mem:1M".to_owned(),
         "null:1M".to_owned(),
@@ -96,6 +101,9 @@ fn requests_allocate_nothing_after_the_first_ones() {
         format!("{path},aio=io_uring,cache=none"),
         format!("{path},aio=threads"),
         format!("{path},aio=threads,cache=none"),
+        format!("{image},aio=io_uring"),
+        format!("{image},aio=io_uring,cache=none"),
+        format!("{image},aio=threads"),
     ];
     let mut buffers: Vec<Buffer> = (0..DEPTH).map(|_| Buffer([0x5a; LEN])).collect();
     let mut completions = Vec::with_capacity(DEPTH);

@@ -1,4 +1,5 @@
 //! Images made and checked by qemu-img.
+#![allow(dead_code)] // each test uses some of it
 
 use block_core::{Disk, Registry};
 use std::path::{Path, PathBuf};

@@ -1,0 +1,295 @@
+//! What images ringpair opens, and what it says of the others.
+
+mod images;
+
+use block_core::contract::{Client, pattern};
+use block_core::{Disk, Registry};
+use images::Images;
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+fn open(path: &Path, options: &str) -> Result<Arc<dyn Disk>, String> {
+    let name = format!("{}{options}", path.display());
+    Registry::default().open(name.parse().unwrap()).map_err(|error| error.to_string())
+}
+
+/// The one line that refuses an image; it says each of these.
+fn refused(path: &Path, options: &str, says: &[&str]) {
+    let Err(error) = open(path, options) else { panic!("{} opened", path.display()) };
+    assert!(!error.contains('\n'), "{error}");
+    for word in says {
+        assert!(error.contains(word), "{error:?} does not say {word:?}");
+    }
+}
+
+fn patch(path: &Path, offset: u64, bytes: &[u8]) {
+    OpenOptions::new().write(true).open(path).unwrap().write_all_at(bytes, offset).unwrap();
+}
+
+fn bytes(path: &Path, offset: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    std::fs::File::open(path).unwrap().read_exact_at(&mut bytes, offset).unwrap();
+    bytes
+}
+
+fn write_and_read(disk: &dyn Disk) {
+    let data = pattern(1, 70_000, 200_000);
+    Client::new(disk, 4).write(70_000, &data);
+    assert!(Client::new(disk, 4).read(70_000, data.len()) == data);
+}
+
+#[test]
+fn images_made_with_each_option_of_qemu_img_open_and_work() {
+    let Some(images) = Images::new() else { return };
+    std::fs::write(images.path("base.img"), vec![7; 4 << 20]).unwrap();
+    let options = [
+        "",
+        "compat=0.10",
+        "compat=1.1",
+        "lazy_refcounts=on",
+        "cluster_size=512",
+        "cluster_size=2M",
+        "refcount_bits=1",
+        "refcount_bits=2",
+        "refcount_bits=4",
+        "refcount_bits=8",
+        "refcount_bits=32",
+        "refcount_bits=64",
+        "preallocation=metadata",
+        "preallocation=falloc",
+        "preallocation=full",
+        "nocow=on",
+        "compression_type=zlib",
+        "backing_file=base.img,backing_fmt=raw",
+        "data_file=data1.img",
+        "data_file=data2.img,data_file_raw=on",
+    ];
+    for (n, options) in options.iter().enumerate() {
+        let path = images.create(&format!("{n}.qcow2"), options, "4M");
+        let disk = open(&path, "").unwrap_or_else(|error| panic!("{options}: {error}"));
+        assert_eq!(disk.info().capacity, 4 << 20);
+        write_and_read(&*disk);
+        drop(disk);
+        images.check(&path);
+    }
+}
+
+#[test]
+fn what_ringpair_does_not_support_is_refused_by_its_name() {
+    let Some(images) = Images::new() else { return };
+    let zstd = images.create("zstd.qcow2", "compression_type=zstd", "1M");
+    refused(&zstd, ",readonly=on", &["zstd", "ringpair does not support"]);
+    let extended = images.create("extended.qcow2", "extended_l2=on", "1M");
+    refused(&extended, "", &["extended L2", "ringpair does not support"]);
+    let plain = images.create("plain.qcow2", "", "1M");
+    patch(&plain, 79, &[1 << 5]);
+    refused(&plain, ",readonly=on", &["does not know", "feature 5"]);
+    patch(&plain, 79, &[0]);
+    // QEMU makes encrypted images only with a secret; the header is enough.
+    patch(&plain, 32, &2u32.to_be_bytes());
+    refused(&plain, ",readonly=on", &["LUKS", "ringpair does not support"]);
+}
+
+#[test]
+fn a_dirty_or_corrupt_image_may_be_read_and_not_written() {
+    let Some(images) = Images::new() else { return };
+    for (bit, word) in [(1, "dirty"), (2, "corrupt")] {
+        let path = images.create("disk.qcow2", "", "1M");
+        patch(&path, 79, &[bit]);
+        refused(&path, "", &[word, "repair"]);
+        let disk = open(&path, ",readonly=on").unwrap();
+        assert_eq!(Client::new(&*disk, 1).read(0, 4096), vec![0; 4096]);
+        drop(disk);
+        assert_eq!(bytes(&path, 79, 1), [bit], "nobody has changed it");
+    }
+}
+
+#[test]
+fn bitmaps_are_out_of_date_once_an_image_is_open_for_writing() {
+    let Some(images) = Images::new() else { return };
+    let path = images.create("disk.qcow2", "", "1M");
+    images.qemu_img(&["bitmap", "--add", "disk.qcow2", "b0"]);
+    assert_eq!(bytes(&path, 95, 1), [1]);
+    drop(open(&path, ",readonly=on").unwrap());
+    assert_eq!(bytes(&path, 95, 1), [1], "nobody wrote");
+    write_and_read(&*open(&path, "").unwrap());
+    // What they take up is still counted; QEMU calls that leaks.
+    assert_eq!(bytes(&path, 95, 1), [0]);
+    images.qemu_img(&["check", "-q", "-r", "leaks", "disk.qcow2"]);
+    images.check(&path);
+}
+
+#[test]
+fn a_raw_external_data_file_stays_one() {
+    let Some(images) = Images::new() else { return };
+    let path = images.create("disk.qcow2", "data_file=data.img,data_file_raw=on", "4M");
+    let disk = open(&path, "").unwrap();
+    write_and_read(&*disk);
+    drop(disk);
+    assert_eq!(bytes(&path, 95, 1), [2]);
+    images.qemu_img(&["compare", "-f", "raw", "-F", "qcow2", "data.img", "disk.qcow2"]);
+}
+
+#[test]
+fn the_backing_file_is_found_beside_the_image_and_can_be_another() {
+    let Some(images) = Images::new() else { return };
+    std::fs::create_dir(images.path("base")).unwrap();
+    std::fs::write(images.path("base/a.img"), vec![1; 1 << 20]).unwrap();
+    std::fs::write(images.path("b.img"), vec![2; 1 << 20]).unwrap();
+    let path = images.create("disk.qcow2", "backing_file=base/a.img,backing_fmt=raw", "1M");
+    let first = |options: &str| Client::new(&*open(&path, options).unwrap(), 1).read(5000, 3);
+    assert_eq!(first(""), [1; 3]);
+    let other = images.path("b.img");
+    assert_eq!(first(&format!(",backing={}", other.display())), [2; 3]);
+    assert_eq!(first(&format!(",backing={},backing-format=raw", other.display())), [2; 3]);
+    refused(&path, &format!(",backing={},backing-format=qcow2", other.display()), &["not a qcow2 image"]);
+    refused(&path, ",backing-format=raw", &["backing="]);
+    refused(&path, ",backing=missing.img", &["missing.img", "No such file"]);
+    std::fs::remove_file(images.path("base/a.img")).unwrap();
+    refused(&path, "", &["base/a.img", "No such file"]);
+}
+
+#[test]
+fn a_backing_file_of_no_said_format_is_what_its_name_says_if_its_header_agrees() {
+    let Some(images) = Images::new() else { return };
+    let path = images.create("disk.qcow2", "", "1M");
+    let set_backing = |name: &str| images.qemu_img(&["rebase", "-u", "-b", name, "-F", "raw", "disk.qcow2"]);
+    let forget_format = || {
+        // The extension's type, which comes first in what qemu-img writes.
+        let header = bytes(&path, 0, 512);
+        let at = header.windows(4).position(|w| w == [0xe2, 0x79, 0x2a, 0xca]).unwrap();
+        patch(&path, at as u64, &[0x11, 0x22, 0x33, 0x44]);
+    };
+    std::fs::write(images.path("base.img"), vec![9; 1 << 20]).unwrap();
+    images.create("image.qcow2", "", "1M");
+    std::fs::copy(images.path("image.qcow2"), images.path("turned.img")).unwrap();
+    std::fs::write(images.path("raw.qcow2"), vec![9; 1 << 20]).unwrap();
+    for (name, opens) in
+        [("base.img", true), ("image.qcow2", true), ("turned.img", false), ("raw.qcow2", false)]
+    {
+        set_backing(name);
+        forget_format();
+        if opens {
+            open(&path, "").unwrap();
+        } else {
+            refused(&path, "", &[name, "backing-format="]);
+        }
+    }
+}
+
+#[test]
+fn loops_and_names_that_are_no_files_are_refused() {
+    let Some(images) = Images::new() else { return };
+    let path = images.create("a.qcow2", "", "1M");
+    images.create("b.qcow2", "backing_file=a.qcow2,backing_fmt=qcow2", "1M");
+    let set = |name: &str| images.qemu_img(&["rebase", "-u", "-b", name, "-F", "qcow2", "a.qcow2"]);
+    set("a.qcow2");
+    refused(&path, ",readonly=on", &["its own backing file"]);
+    set("b.qcow2");
+    refused(&path, ",readonly=on", &["its own backing file"]);
+    set("json:{\"driver\":\"qcow2\",\"file\":{\"filename\":\"b.qcow2\"}}");
+    refused(&path, "", &["json:", "only files"]);
+    set("nbd://example.org/x");
+    refused(&path, "", &["nbd://", "only files"]);
+}
+
+#[test]
+fn a_chain_of_64_backing_files_works() {
+    let Some(images) = Images::new() else { return };
+    let data = pattern(3, 0, 1 << 20);
+    std::fs::write(images.path("base.img"), &data).unwrap();
+    let mut backing = "backing_file=base.img,backing_fmt=raw".to_owned();
+    let mut model = data;
+    for n in 0..64 {
+        let name = format!("{n}.qcow2");
+        let path = images.create(&name, &format!("{backing},cluster_size=4k"), "1M");
+        if n % 4 == 0 {
+            let piece = pattern(n, 0, 4096);
+            Client::new(&*open(&path, "").unwrap(), 1).write(n * 16384, &piece);
+            model[n as usize * 16384..][..4096].copy_from_slice(&piece);
+        }
+        backing = format!("backing_file={name},backing_fmt=qcow2");
+    }
+    let disk = open(&images.path("63.qcow2"), "").unwrap();
+    assert!(Client::new(&*disk, 8).read(0, 1 << 20) == model);
+    write_and_read(&*disk);
+    let in_memory = disk.counters().iter().find(|(name, _)| *name == "metadata bytes in memory").unwrap().1;
+    assert!(in_memory < 4 << 20, "{in_memory} bytes of metadata");
+}
+
+#[test]
+fn sixty_four_tebibytes_and_256_disks_take_bounded_memory_and_few_threads() {
+    let Some(images) = Images::new() else { return };
+    let path = images.create("huge.qcow2", "", "64T");
+    let disk = open(&path, "").unwrap();
+    let capacity = disk.info().capacity;
+    assert_eq!(capacity, 64 << 40);
+    let mut client = Client::new(&*disk, 4);
+    for n in 0..400u64 {
+        let at = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) % (capacity / 4096 - 1) * 4096;
+        client.write(at, &pattern(n, at, 4096));
+    }
+    client.write(capacity - 4096, &[5; 4096]);
+    let counters = disk.counters();
+    let counter = |wanted: &str| counters.iter().find(|(name, _)| *name == wanted).unwrap().1;
+    assert!(counter("mapping table bytes") < 40 << 20);
+    assert!(counter("metadata bytes in memory") < 100 << 20, "{counters:?}");
+    drop(client);
+    drop(disk);
+    images.check(&path);
+
+    let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
+    let before = threads();
+    let disks: Vec<_> = (0..256)
+        .map(|n| open(&images.create(&format!("{n}.qcow2"), "", "1M"), ",aio=io_uring").unwrap())
+        .collect();
+    for disk in &disks {
+        write_and_read(&**disk);
+    }
+    // Other tests' threads come and go beside these.
+    assert!(threads() < before + 128, "{} threads for 256 disks", threads() - before);
+}
+
+#[test]
+fn hostile_entries_end_in_errors_and_never_touch_the_header() {
+    let Some(images) = Images::new() else { return };
+    let path = images.create("disk.qcow2", "", "1M");
+    Client::new(&*open(&path, "").unwrap(), 1).write(0, &[1; 4096]);
+    let at = |path: &Path, offset| u64::from_be_bytes(bytes(path, offset, 8).try_into().unwrap());
+    let l1 = at(&path, 40);
+    let l2 = at(&path, l1) & 0x00ff_ffff_ffff_fe00;
+    let refcount_table = at(&path, 48);
+    let block = at(&path, refcount_table);
+    let header = bytes(&path, 0, 512);
+    let copied = 1u64 << 63;
+    let original = std::fs::read(&path).unwrap();
+    // A cluster that is the header, the L1 table, the refcount block, the L2 table; far beyond the end; unaligned.
+    for entry in
+        [copied | 0x200, copied | l1, copied | block, copied | l2, copied | 1 << 50, copied | 0x12200]
+    {
+        std::fs::write(&path, &original).unwrap();
+        patch(&path, l2, &entry.to_be_bytes());
+        let disk = open(&path, "").unwrap();
+        let mut client = Client::new(&*disk, 1);
+        let mut memory = block_core::contract::Memory::holding(&[0xee; 4096], 0);
+        let written = client.write_from(0, &mut memory, &[4096], block_core::RequestFlags::NONE);
+        assert!(written.is_err(), "{entry:#x}");
+        drop(client);
+        drop(disk);
+        assert_eq!(bytes(&path, 0, 512), header, "{entry:#x}");
+        assert_eq!(at(&path, l2), entry, "{entry:#x}");
+    }
+    // Nothing is counted: the first cluster that looks free is the header.
+    std::fs::write(&path, &original).unwrap();
+    patch(&path, block, &[0; 65536]);
+    let disk = open(&path, "").unwrap();
+    let mut client = Client::new(&*disk, 1);
+    let mut memory = block_core::contract::Memory::holding(&[0xee; 4096], 0);
+    let written = client.write_from(512 << 10, &mut memory, &[4096], block_core::RequestFlags::NONE);
+    assert!(written.is_err());
+    drop(client);
+    drop(disk);
+    assert_eq!(bytes(&path, 0, 512), header);
+}
