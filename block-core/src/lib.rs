@@ -8,6 +8,7 @@
 //! callers: whoever opens a queue polls it.
 //!
 //! Disks that are here: [`mod@file`] (files and block devices, five cache modes, io_uring or threads), [`mem`], [`null`].
+//! What is done to images as files, and not as disks, is in [`image`] and [`qcow2::offline`].
 //! Whoever writes another one runs the contract's tests on it: `contract_suite!`, with the feature `contract`.
 //!
 //! Where to start reading: [`disk`] and [`queue`] for the contract, [`spec`] for how disks are named, [`registry`] for

@@ -1,6 +1,6 @@
 //! An image's changes put into its backing file, as `qemu-img commit` does.
 
-use super::chain::{Access, Chain, Layer, resolve};
+use super::chain::{Access, Chain, Layer};
 use super::data::{Data, PIECE};
 use super::map::Mapper;
 use super::{Format, ImageError, Progress, Result};
@@ -62,17 +62,4 @@ pub fn commit(path: &Path, format: Option<Format>, keep: bool, progress: Progres
     let mut data = Data::open(&chain)?;
     data.discard_to_backing(0, size)?;
     data.sync()
-}
-
-/// Where an image's backing file is, for what is said about it.
-///
-/// # Errors
-///
-/// The image cannot be read, or has none.
-pub fn backing_path(path: &Path, format: Option<Format>) -> Result<std::path::PathBuf> {
-    let layer = Layer::open(path, format, Access::Read)?;
-    match layer.backing_file() {
-        Some(name) => resolve(path, name),
-        None => Err(ImageError::refused(path, "has no backing file")),
-    }
 }

@@ -120,7 +120,7 @@ fn fix(
         if !may_lower {
             return Ok(refused);
         }
-        if let Err(error) = rebuild::rebuild(image, 0) {
+        if let Err(error) = rebuild::rebuild(image) {
             return if error.kind() == io::ErrorKind::InvalidData {
                 Ok(Some(error.to_string()))
             } else {

@@ -32,13 +32,13 @@ impl Visitor for Counting {
     }
 }
 
-/// Makes new refcounts, in a table that has room for `spare` more clusters than the file has then.
+/// Makes new refcounts.
 ///
 /// # Errors
 ///
 /// A table that refers to others cannot be followed, so that what is free is not known; a refcount does not fit into
 /// its width; or the host failed.
-pub(super) fn rebuild(image: &mut Image, spare: u64) -> io::Result<()> {
+pub(super) fn rebuild(image: &mut Image) -> io::Result<()> {
     let header = image.header().clone();
     let cluster_size = header.cluster_size();
     let entries = refcount::block_entries(header.cluster_bits, header.refcount_order);
@@ -56,7 +56,7 @@ pub(super) fn rebuild(image: &mut Image, spare: u64) -> io::Result<()> {
         Ok(())
     })?;
     let (table_clusters, end) = loop {
-        let reach = start + needed.len() as u64 + spare;
+        let reach = start + needed.len() as u64;
         let table_entries = (reach / entries + 2).next_multiple_of(cluster_size / 8);
         let table_clusters = table_entries * 8 / cluster_size;
         let end = start + table_clusters + needed.len() as u64;

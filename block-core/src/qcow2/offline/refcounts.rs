@@ -1,7 +1,7 @@
 //! An image's refcounts: looked up, changed, and clusters allocated by them.
 
 use super::image::{Image, invalid};
-use super::rebuild;
+use crate::qcow2::layout::MAX_REFCOUNT_TABLE_SIZE;
 use crate::qcow2::layout::refcount::{self, TableEntry};
 use std::collections::HashMap;
 use std::io;
@@ -149,9 +149,7 @@ impl Refcounts {
                 continue;
             }
             if index >= self.table.len() as u64 {
-                self.flush(image)?;
-                rebuild::rebuild(image, clusters + self.block_entries)?;
-                *self = Self::load(image)?;
+                self.grow_table(image, clusters)?;
                 return Ok(Provided::Changed);
             }
             let cluster = first.max(index * self.block_entries);
@@ -168,6 +166,49 @@ impl Refcounts {
             return Ok(Provided::Changed);
         }
         Ok(Provided::AllThere)
+    }
+
+    /// Moves the table to a place where it is longer: behind what the old one counts, with the blocks that count its own
+    /// clusters. All blocks stay where they are.
+    fn grow_table(&mut self, image: &mut Image, clusters: u64) -> io::Result<()> {
+        let (entries, cluster_size) = (self.block_entries, 1u64 << self.cluster_bits);
+        let start = image.file_clusters().max(self.table.len() as u64 * entries);
+        let mut blocks = 1;
+        let (table_clusters, own) = loop {
+            let reach = start + clusters + 2 * blocks + MAX_REFCOUNT_TABLE_SIZE / cluster_size / 8;
+            let table_clusters = (reach.div_ceil(entries) * 8).div_ceil(cluster_size);
+            let own = start..start + table_clusters + blocks;
+            let needed = (own.end - 1) / entries - start / entries + 1;
+            if needed <= blocks {
+                break (table_clusters, own);
+            }
+            blocks = needed;
+        };
+        if table_clusters * cluster_size > MAX_REFCOUNT_TABLE_SIZE {
+            return Err(invalid("the image would be too long for a refcount table of 8 MiB"));
+        }
+        self.table.resize((table_clusters * cluster_size / 8) as usize, TableEntry(0));
+        let mut block = vec![0; cluster_size as usize];
+        for (index, place) in (start / entries..=(own.end - 1) / entries).zip(start + table_clusters..) {
+            block.fill(0);
+            for cluster in own.start.max(index * entries)..own.end.min((index + 1) * entries) {
+                // A refcount of one fits into any width.
+                let _ = refcount::set(&mut block, (cluster % entries) as usize, self.order, 1);
+            }
+            image.write(place << self.cluster_bits, &block)?;
+            self.table[index as usize] = TableEntry(place << self.cluster_bits);
+        }
+        let bytes: Vec<u8> = self.table.iter().flat_map(|entry| entry.0.to_be_bytes()).collect();
+        image.write(start << self.cluster_bits, &bytes)?;
+        let (old, old_clusters) =
+            (image.header().refcount_table_offset, image.header().refcount_table_clusters);
+        self.flush(image)?;
+        image.update_header(|header| {
+            header.refcount_table_offset = start << self.cluster_bits;
+            header.refcount_table_clusters = table_clusters as u32;
+        })?;
+        image.sync()?;
+        self.free(image, old, u64::from(old_clusters) << self.cluster_bits)
     }
 
     /// Frees one reference to each cluster of a range.
@@ -204,15 +245,14 @@ impl Image {
         let threshold = (real * 10 / 9).max(real + 2);
         let mut refcounts = Refcounts::load(self)?;
         let mut used = 0;
-        for cluster in 0..self.file_clusters() {
-            if refcounts.block_offset(self, cluster / refcounts.block_entries()).is_none() {
-                // In a sparse file there may be very many of these.
-                if refcounts.table().len() as u64 <= cluster / refcounts.block_entries() {
-                    break;
-                }
+        let entries = refcounts.block_entries();
+        for index in 0..self.file_clusters().div_ceil(entries).min(refcounts.table().len() as u64) {
+            if refcounts.block_offset(self, index).is_none() {
                 continue;
             }
-            used += u64::from(refcounts.get(self, cluster)? > 0);
+            for cluster in index * entries..((index + 1) * entries).min(self.file_clusters()) {
+                used += u64::from(refcounts.get(self, cluster)? > 0);
+            }
             if used >= threshold {
                 return Ok(true);
             }

@@ -283,6 +283,29 @@ fn qemu_img_goes_back_to_our_snapshots_and_we_to_its() {
 }
 
 #[test]
+fn a_refcount_table_that_is_full_grows() {
+    let Some(folder) = Folder::new() else { return };
+    let path = folder.text("small.qcow2");
+    folder.qemu.ok(&["create", "-q", "-f", "qcow2", "-o", "cluster_size=512,refcount_bits=64", &path, "4M"]);
+    // A cluster of table and blocks of 64 refcounts: 2 MiB of file.
+    folder.qemu.io(&path, "qcow2", &["write -P 1 0 1850k"]);
+    let before = folder.contents(&path, None);
+    let table = open(&path).header().refcount_table_offset;
+    let mut taken = 0;
+    while open(&path).header().refcount_table_offset == table {
+        assert!(taken < 200, "it has room still");
+        create_snapshot(&mut open(&path), &format!("number {taken}"), &mut |_, _| {}).unwrap();
+        taken += 1;
+    }
+    assert!(taken > 1, "it had no room from the beginning");
+    assert!(look(&path).is_clean());
+    folder.clean(&path);
+    folder.qemu.io(&path, "qcow2", &["write -P 2 0 2M"]);
+    folder.clean(&path);
+    assert_eq!(folder.contents(&path, Some(&format!("number {}", taken - 1))), before);
+}
+
+#[test]
 fn a_snapshot_that_refcounts_cannot_count_is_refused_and_changes_nothing() {
     let Some(folder) = Folder::new() else { return };
     let path = folder.image("refcount_bits=1");
