@@ -77,16 +77,16 @@ impl SimulatedFile {
         Ok(self.open_with(FileOptions::take(self.spec(options)?)?))
     }
 
-    /// Opens it as the file of an image: as [`FileDisk::open_image`] does, it leaves other options in the spec, which it
-    /// gives back.
+    /// Opens it as the file of an image, as [`FileDisk::open_image`] does.
     ///
     /// # Errors
     ///
-    /// Options that are none.
-    pub fn open_image(&self, options: &str) -> Result<(FileDisk, DiskSpec), OpenError> {
+    /// Options that are none of a file's.
+    pub fn open_image(&self, options: &str) -> Result<FileDisk, OpenError> {
         let mut spec = self.spec(options)?;
         let options = FileOptions::take_some(&mut spec, Content::Image)?;
-        Ok((self.open_with(options), spec))
+        spec.finish()?;
+        Ok(self.open_with(options))
     }
 
     fn spec(&self, options: &str) -> Result<DiskSpec, OpenError> {
