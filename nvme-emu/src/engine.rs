@@ -54,6 +54,8 @@ pub struct ControllerOptions {
     pub mdts: u8,
     /// What it does wrong, if it is there to test drivers with.
     pub faults: Option<FaultScript>,
+    /// Whether its counters say where commands spend their time. It takes the time of one in some hundred.
+    pub explain: bool,
 }
 
 impl ControllerOptions {
@@ -63,7 +65,7 @@ impl ControllerOptions {
 
 impl Default for ControllerOptions {
     fn default() -> Self {
-        Self { queues: 8, mdts: 8, faults: None }
+        Self { queues: 8, mdts: 8, faults: None, explain: false }
     }
 }
 
@@ -223,6 +225,7 @@ impl Engine {
             self.events.clone(),
             self.reactors.clone(),
             options.faults.as_ref().map(Faults::new),
+            options.explain,
         );
         let shared = Arc::new(shared.map_err(|error| EngineError::Io("no memory for doorbells", error))?);
         let controller = Controller::new(shared.clone(), admin, 4096 << options.mdts);
@@ -244,7 +247,8 @@ impl Engine {
     pub fn counters(&self) -> EngineCounters {
         let controllers = self.controllers.lock().unwrap_or_else(PoisonError::into_inner);
         let sum = |shared: &Arc<Shared>| {
-            ControllerCounters::sum(&shared.counters, shared.shard_counters.iter().map(AsRef::as_ref))
+            let parts = shared.shard_counters.iter().map(AsRef::as_ref);
+            ControllerCounters::sum(&shared.counters, parts, shared.explain)
         };
         let commands = |reactor: usize| {
             let of = |shared: &Arc<Shared>| shared.shard_counters[reactor].commands();

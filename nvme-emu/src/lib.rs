@@ -46,4 +46,4 @@ pub mod vfio_user;
 pub use controller::ControllerCounters;
 pub use engine::{ControllerOptions, Engine, EngineCounters, EngineError, EngineOptions};
 pub use faults::FaultScript;
-pub use reactor::PollMode;
+pub use reactor::{PollMode, StageTimes};

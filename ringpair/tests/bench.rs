@@ -8,7 +8,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 fn rows(arguments: &[&str]) -> Vec<Value> {
-    let arguments = [&["bench", "--json", "--runtime", "50ms"], arguments].concat();
+    let runtime: &[&str] = if arguments.contains(&"--runtime") { &[] } else { &["--runtime", "50ms"] };
+    let arguments = [&["bench", "--json"], runtime, arguments].concat();
     succeed(&arguments).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
 
@@ -55,6 +56,27 @@ fn loopback_needs_no_second_process_and_tells_what_is_above_the_ring() {
             assert!(row["iops"].as_f64().expect("iops") > 0.0, "{row}");
         }
     }
+}
+
+#[test]
+fn rows_are_explained_by_stages_that_make_up_their_latency() {
+    let folder = Folder::new();
+    let disk = format!("{},cache=writeback", folder.file("disk.img", 4 << 20));
+    for disk in [&*disk, "mem:16M", "null:1G"] {
+        // One command in 251 is timed, and a busy machine may take a while to come so far.
+        let explained = ["50ms", "500ms", "5s", "20s"].into_iter().find_map(|runtime| {
+            let rows = rows(&[disk, "--iodepth", "32", "--runtime", runtime, "--explain"]);
+            rows.into_iter().find(|row| row.get("explained_ns").is_some())
+        });
+        let row = explained.expect("no command was timed");
+        let stage = |field: &str| row["explained_ns"][field].as_u64().expect(field);
+        let sum: u64 = ["way", "queued", "decode", "disk", "post"].into_iter().map(stage).sum();
+        // Sampled on both sides, of different I/Os: the stages alone may come to more than the latency.
+        assert!(sum >= row["lat_ns"]["mean"].as_u64().unwrap() && stage("samples") > 0, "{row}");
+    }
+    let socket = format!("vfio-user:{}/1", folder.text("nobody"));
+    let said = program::fail(2, &["bench", &socket, "--explain"]);
+    assert!(said.contains("--explain asks a server of its own"), "{said}");
 }
 
 #[test]

@@ -471,6 +471,7 @@ impl Machine for View<'_> {
         let sum = ControllerCounters::sum(
             &self.shared.counters,
             self.shared.shard_counters.iter().map(AsRef::as_ref),
+            false,
         );
         IoCounters {
             bytes_read: sum.bytes_read + sum.bytes_compared,

@@ -1,5 +1,6 @@
 //! Counters: each is written by one thread, and summed when somebody asks.
 
+use crate::reactor::stages::{StageCounters, StageTimes};
 use serde::Serialize;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -39,6 +40,7 @@ pub(crate) struct ReactorCounters {
     pub(crate) busy_ns: Counter,
     pub(crate) late_completions: Counter,
     pub(crate) interrupts: Counter,
+    pub(crate) stages: StageCounters,
 }
 
 impl ReactorCounters {
@@ -84,16 +86,21 @@ pub struct ControllerCounters {
     pub doorbell_messages: u64,
     /// Controller level resets.
     pub resets: u64,
+    /// Where commands spent their time, if that was asked for ([`crate::ControllerOptions::explain`]).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stages: Option<StageTimes>,
 }
 
 impl ControllerCounters {
     pub(crate) fn sum<'a>(
         counters: &Counters,
         by_reactor: impl IntoIterator<Item = &'a ReactorCounters>,
+        explain: bool,
     ) -> Self {
         let mut sum = Self {
             doorbell_messages: counters.doorbell_messages.get(),
             resets: counters.resets.get(),
+            stages: explain.then(StageTimes::default),
             ..Self::default()
         };
         for part in by_reactor {
@@ -108,6 +115,7 @@ impl ControllerCounters {
             sum.errors += part.errors.get();
             sum.late_completions += part.late_completions.get();
             sum.interrupts += part.interrupts.get();
+            sum.stages.iter_mut().for_each(|stages| stages.add(&part.stages));
         }
         sum
     }

@@ -86,6 +86,8 @@ pub(crate) struct Shared {
     pub(crate) reactors: Arc<[ReactorHandle]>,
     /// What it does wrong by script.
     pub(crate) faults: Option<Arc<Faults>>,
+    /// Whether its shards take the time of some commands.
+    pub(crate) explain: bool,
 }
 
 impl Shared {
@@ -159,6 +161,7 @@ impl Shared {
         control: Sender<Event>,
         reactors: Arc<[ReactorHandle]>,
         faults: Option<Arc<Faults>>,
+        explain: bool,
     ) -> std::io::Result<Self> {
         Ok(Self {
             index,
@@ -179,6 +182,7 @@ impl Shared {
             control,
             reactors,
             faults,
+            explain,
         })
     }
 }

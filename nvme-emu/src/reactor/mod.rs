@@ -9,7 +9,7 @@
 //! * [`shard`]: a controller's share of a reactor: the data path; [`shard_control`]: what happens to it;
 //!   [`shard_faults`]: where it misbehaves, if a script says so;
 //! * [`submission_queue`], [`completion_queue`], [`doorbell`], [`doorbell_page`]: what the specification calls so;
-//! * [`disk_queues`]: the other end;
+//! * [`disk_queues`]: the other end; [`stages`]: where the time goes, for whoever asks;
 //! * [`front_door`]: servers that a reactor runs besides; [`doors`]: when it looks at them.
 
 pub(crate) mod alarm;
@@ -29,9 +29,11 @@ pub(crate) mod run;
 pub(crate) mod shard;
 mod shard_control;
 mod shard_faults;
+pub(crate) mod stages;
 pub(crate) mod submission_queue;
 
 pub use front_door::FrontDoor;
+pub use stages::StageTimes;
 
 use crate::controller::counters::Counter;
 

@@ -6,6 +6,7 @@
 use super::completion_queue::CompletionQueue;
 use super::disk_queues::DiskQueues;
 use super::message::{Ticket, Tuning};
+use super::stages::StageSampler;
 use super::submission_queue::SubmissionQueue;
 use crate::controller::control::Event;
 use crate::controller::counters::ReactorCounters;
@@ -116,6 +117,8 @@ pub(crate) struct Shard {
     posted: bool,
     /// What it does wrong by script.
     pub(super) faults: Option<Box<FaultPoint>>,
+    /// Takes the time of some commands, if somebody wants to know.
+    sampler: Option<Box<StageSampler>>,
 }
 
 impl Shard {
@@ -124,6 +127,7 @@ impl Shard {
             reactor,
             counters: shared.shard_counters[reactor].clone(),
             faults: shared.faults.clone().map(|faults| Box::new(FaultPoint::new(faults))),
+            sampler: shared.explain.then(|| Box::new(StageSampler::new())),
             shared,
             map: Arc::default(),
             epoch: 0,
@@ -196,6 +200,9 @@ impl Shard {
         if sq.parameters.id == 0 {
             return self.fetch_admin(index);
         }
+        if let Some(sampler) = &mut self.sampler {
+            sampler.doorbell(waiting);
+        }
         let mut fetched = 0;
         while fetched < waiting.min(self.tuning.burst) && self.start_next(index, token, disks) {
             fetched += 1;
@@ -224,6 +231,7 @@ impl Shard {
         if self.faults.is_some() && self.misbehaves(index, &sqe) {
             return true;
         }
+        let sampled = self.sampler.as_mut().is_some_and(|sampler| sampler.fetched());
         let mut context = Context {
             namespaces: &self.namespaces,
             map: &self.map,
@@ -234,11 +242,14 @@ impl Shard {
             write_cache: self.tuning.write_cache,
         };
         let planned = nvm::plan(&mut context, &sqe);
+        if sampled && !matches!(planned, Ok(Plan::One(_))) {
+            self.sampler.iter_mut().for_each(|sampler| sampler.forget());
+        }
         if self.hints {
             self.expect_next(index, disks);
         }
         match planned {
-            Ok(Plan::One(prepared)) => self.start_one(index, &sqe, prepared, token, disks),
+            Ok(Plan::One(prepared)) => self.start_one(index, &sqe, prepared, token, disks, sampled),
             Ok(Plan::Several(_)) if self.composites.len() - self.free_composites.len() == MAX_COMPOSITES => {
                 self.cqs[cq_index].as_mut().map(CompletionQueue::release);
                 false
@@ -286,6 +297,7 @@ impl Shard {
         prepared: Prepared,
         token: u64,
         disks: &mut DiskQueues,
+        sampled: bool,
     ) -> bool {
         let slot = self.free_commands.last().copied().unwrap_or(self.commands.len() as u32);
         let request = Request {
@@ -296,9 +308,15 @@ impl Shard {
             flags: prepared.flags,
             token: token | u64::from(slot),
         };
+        if sampled {
+            self.sampler.iter_mut().for_each(|sampler| sampler.submitting());
+        }
         // SAFETY: the segments are checked ranges of the current map. The map's mappings stay until the control
         // thread has removed them, for which it waits until no command of this epoch touches them any more.
         let submission = unsafe { disks.submit(prepared.disk, request) };
+        if sampled {
+            self.sampler.iter_mut().for_each(|sampler| sampler.submitted(submission, slot));
+        }
         if submission == Submission::Full {
             if let Some(cq) = self.sqs[sq].as_ref().map(|sq| sq.cq) {
                 self.cqs[cq].as_mut().map(CompletionQueue::release);
@@ -318,6 +336,9 @@ impl Shard {
         };
         if let Submission::Done(result) = submission {
             self.end(command, result);
+            if sampled {
+                self.end_sample();
+            }
         } else if self.free_commands.pop().is_some() {
             self.commands[slot as usize] = command;
         } else {
@@ -390,11 +411,20 @@ impl Shard {
         if slot & COMPOSITE != 0 {
             return self.complete_part(slot, result);
         }
+        let sampled = self.sampler.as_mut().is_some_and(|sampler| sampler.completed(slot));
         let command = &mut self.commands[slot as usize];
         let ended = *command;
         command.regions = RegionMask::NONE;
         self.free_commands.push(slot);
         self.end(ended, result);
+        if sampled {
+            self.end_sample();
+        }
+    }
+
+    /// The command whose time is being taken has been completed.
+    fn end_sample(&mut self) {
+        self.sampler.iter_mut().for_each(|sampler| sampler.posted(&self.counters));
     }
 
     fn start_composite(

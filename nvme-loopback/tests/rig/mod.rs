@@ -58,7 +58,12 @@ impl Emulated {
         let options = NamespaceOptions { block_size: Some(self.block_size), identity: Identity::Fresh };
         let namespace = Namespace::new(1, disk, &options).unwrap();
         let subsystem = Subsystem::new(SubsystemOptions::default(), vec![namespace]).unwrap();
-        let options = ControllerOptions { queues: self.queues, mdts: self.mdts, faults };
+        let options = ControllerOptions {
+            queues: self.queues,
+            mdts: self.mdts,
+            faults,
+            ..ControllerOptions::default()
+        };
         let function = engine.add_controller(&subsystem, &options).unwrap();
         (engine, function)
     }

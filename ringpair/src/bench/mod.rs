@@ -2,10 +2,11 @@
 //!
 //! The controller is in a process of its own (`server`) and driven over vfio-user, or where else [`Place`] says; `row`
 //! drives it with one [`Workload`] after another; `limits` says what that is held against, measured by `ring`, `copy` and `file_loop` with the same
-//! `workload`; `report` and `plot` show it.
+//! `workload`; `report` and `plot` show it, and `explain` where the time went.
 
 mod contention;
 mod copy;
+mod explain;
 mod file_loop;
 mod latency;
 mod limits;
@@ -79,6 +80,9 @@ pub struct Arguments {
     /// Draw IOPS and latency into this SVG file
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
+    /// Say for each row where the time of its I/Os went; for a TARGET that a server is started for
+    #[arg(long, conflicts_with = "loopback")]
+    explain: bool,
     /// Let rows that write overwrite what is on TARGET
     #[arg(long)]
     destroy_data: bool,
@@ -191,9 +195,15 @@ impl Bench {
         rows: &mut Vec<Row>,
     ) -> Result<()> {
         self.progress.set_message(format!("{name}: starting"));
+        let explain = self.arguments.explain;
+        if explain && !matches!(target, Target::Disk(_)) {
+            let message =
+                format!("--explain asks a server of its own, which is started for a disk; {target} is none");
+            return Err(Usage(message).into());
+        }
         let kind = Kind::of(target)?;
         let arguments = &self.arguments;
-        let place = Place::open(target, arguments.loopback, self.driver_options(), &self.placement)?;
+        let place = Place::open(target, arguments.loopback, explain, self.driver_options(), &self.placement)?;
         let limit = kind.limit(target, patterns.iter().any(|pattern| pattern.writes()))?;
         if let Kind::Memory(_) = kind {
             self.progress.set_message(format!("{name}: filling"));
@@ -236,12 +246,14 @@ impl Bench {
 
     fn measure_row(&self, name: &str, workload: &Workload, place: &Place, limit: &Limit) -> Result<Row> {
         let runtime = self.arguments.runtime;
+        let stages = || place.server().map_or(Ok(None), server::Server::stages);
         let judged = limit.beside(
             workload,
             &self.placement,
             runtime,
             || place.pause(),
             || {
+                let before = stages()?;
                 let (measured, undisturbed) = place.drive(|drive| {
                     let watch = Watch::start(workload, &self.placement, place);
                     let measured = row::measure(workload, drive, &self.placement, runtime, &self.interrupted)
@@ -251,16 +263,19 @@ impl Bench {
                     Ok((measured, watch.undisturbed()))
                 })?;
                 ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
-                Ok((measured, undisturbed))
+                let stages = stages()?.zip(before).and_then(|(after, before)| after.since(&before));
+                Ok(((measured, stages), undisturbed))
             },
         )?;
+        let (measured, stages) = judged.row;
         Ok(Row {
             target: name.to_owned(),
             workload: *workload,
-            iops: judged.row.iops,
-            latency: judged.row.latency,
+            iops: measured.iops,
+            latency: measured.latency,
             limit: judged.limit,
             steady: judged.steady,
+            explained: stages.map(|stages| stages.explain(measured.latency)),
         })
     }
 }

@@ -38,12 +38,18 @@ pub struct Loopback {
 
 impl Place {
     /// Starts a server for a disk or, with `loopback`, has one driven in this process; reaches everything else where it
-    /// is.
+    /// is. With `explain`, the server takes the time of some commands.
     ///
     /// # Errors
     ///
     /// What cannot be started or reached, and why.
-    pub fn open(target: &Target, loopback: bool, options: Options, placement: &Placement) -> Result<Self> {
+    pub fn open(
+        target: &Target,
+        loopback: bool,
+        explain: bool,
+        options: Options,
+        placement: &Placement,
+    ) -> Result<Self> {
         match target {
             Target::Disk(disk) if loopback => {
                 let subsystem = disk::subsystem(std::slice::from_ref(disk))?;
@@ -52,7 +58,7 @@ impl Place {
                 Ok(Self::Here(Loopback { target: target.clone(), subsystem, engine, options }))
             }
             Target::Disk(disk) => {
-                let server = Server::start(disk, options.queues, placement.reactor())?;
+                let server = Server::start(disk, options.queues, placement.reactor(), explain)?;
                 let socket = Target::VfioUser { socket: server.socket().into(), nsid: None };
                 Self::elsewhere(&socket, options, Some(server))
             }

@@ -1,5 +1,6 @@
 //! The figures, for a person and for a program.
 
+use super::explain::{self, Explained};
 use super::latency::{Latency, microseconds};
 use super::limits::Bound;
 use super::workload::Workload;
@@ -22,6 +23,8 @@ pub struct Row {
     pub limit: Bound,
     /// Whether the machine held still.
     pub steady: bool,
+    /// Where the time of an I/O went, if that was asked for.
+    pub explained: Option<Explained>,
 }
 
 /// A row as `--json` prints it. `limit` is in I/Os a second, `mb_s` in 10⁶ bytes a second.
@@ -39,6 +42,8 @@ struct JsonRow<'a> {
     limit_ratio: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     above_ring_ns: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    explained_ns: Option<Explained>,
 }
 
 impl Row {
@@ -78,6 +83,7 @@ impl Row {
             limit: self.limit.iops.round() as u64,
             limit_ratio: rounded(self.ratio(), 1e4),
             above_ring_ns: self.above_ring_ns().map(|above| rounded(above, 10.0)),
+            explained_ns: self.explained,
         })
     }
 }
@@ -116,7 +122,8 @@ pub fn table(rows: &[Row]) -> String {
     for column in table.column_iter_mut().skip(2) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    format!("{table}\n\n{}", legend(rows))
+    let explained = explain::table(rows).map(|table| format!("\n\n{table}")).unwrap_or_default();
+    format!("{table}\n\n{}{explained}", legend(rows))
 }
 
 fn legend(rows: &[Row]) -> String {
@@ -217,6 +224,7 @@ pub mod tests {
                         },
                         limit: Bound { iops: iops * 1.3, set_by },
                         steady: iodepth != 32,
+                        explained: None,
                     });
                 }
             }

@@ -1,8 +1,9 @@
 //! The controller under test, in a process of its own: this program again, as `ringpair serve`.
 
+use super::explain::Stages;
 use crate::failure::AlreadyTold;
 use crate::serve::READY;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -17,36 +18,45 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Server {
     process: Child,
     socket: PathBuf,
+    /// Where it writes its counters, if it was started to explain.
+    stats: Option<PathBuf>,
     /// Removed last.
     _folder: TempDir,
 }
 
 impl Server {
-    /// Starts a server of one disk whose only reactor polls on `cpu`, and waits until it listens.
+    /// Starts a server of one disk whose only reactor polls on `cpu`, and waits until it listens. With `explain`, it
+    /// takes the time of some commands: see [`Server::stages`].
     ///
     /// # Errors
     ///
     /// It does not come up; if so, it has told the user why.
-    pub fn start(disk: &str, queues: u16, cpu: usize) -> Result<Self> {
+    pub fn start(disk: &str, queues: u16, cpu: usize, explain: bool) -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix("ringpair-bench-")
             .tempdir()
             .context("making a temporary folder for the server's socket")?;
         let socket = folder.path().join("bench.sock");
+        let stats = explain.then(|| folder.path().join("stats.json"));
         let program = std::env::current_exe().context("finding this program, to start it as a server")?;
-        let mut process = Command::new(&program)
+        let mut command = Command::new(&program);
+        command
             .arg("serve")
             .arg("--socket")
             .arg(&socket)
             .args(["--poll", "always", "--reactors", "1", "--cpus", &cpu.to_string()])
-            .args(["--queues", &queues.to_string(), "--parent", &std::process::id().to_string()])
+            .args(["--queues", &queues.to_string(), "--parent", &std::process::id().to_string()]);
+        if let Some(stats) = &stats {
+            command.arg("--explain").arg("--stats").arg(stats);
+        }
+        let mut process = command
             .args(["--", disk])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("starting {} as a server", program.display()))?;
         let output = process.stdout.take().context("reading what the server says")?;
-        let server = Self { process, socket, _folder: folder };
+        let server = Self { process, socket, stats, _folder: folder };
         server.wait_until_ready(BufReader::new(output))
     }
 
@@ -67,6 +77,25 @@ impl Server {
     /// Where it listens.
     pub fn socket(&self) -> &Path {
         &self.socket
+    }
+
+    /// Where its commands have spent their time so far; `None` if it was not started to say that.
+    ///
+    /// # Errors
+    ///
+    /// It does not say.
+    pub fn stages(&self) -> Result<Option<Stages>> {
+        let Some(path) = &self.stats else { return Ok(None) };
+        // Written as a whole, each time that it is asked for.
+        let _ = std::fs::remove_file(path);
+        self.signal(Signal::USR1);
+        let deadline = Instant::now() + PATIENCE;
+        while !path.exists() {
+            ensure!(Instant::now() < deadline, "the server does not write its counters");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let json = std::fs::read(path).context("reading the server's counters")?;
+        Stages::of_statistics(&json).map(Some)
     }
 
     /// CPU time that it has used, to the hundredth of a second.

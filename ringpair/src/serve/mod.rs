@@ -55,6 +55,9 @@ pub struct Arguments {
     /// Write counters to this file, as JSON, on SIGUSR1 and at the end
     #[arg(long, value_name = "FILE")]
     pub stats: Option<PathBuf>,
+    /// Take the time of one command in some hundred, so that the counters say where it goes: queued, decode, disk, post
+    #[arg(long, requires = "stats")]
+    pub explain: bool,
     /// End when this process, the parent, does
     #[arg(long, value_name = "PID", hide = true)]
     pub parent: Option<i32>,
@@ -76,7 +79,7 @@ pub fn run(arguments: Arguments) -> Result<()> {
     // From here on a signal is kept until there is something to end.
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1]).context("catching signals")?;
     raise_descriptor_limit();
-    let served = Served::start(&plan)?;
+    let served = Served::start(&plan, arguments.explain)?;
     let mut out = std::io::stdout().lock();
     writeln!(out, "{}{READY}", served.describe()).and_then(|()| out.flush()).context(OutputClosed)?;
     for signal in signals.forever() {
@@ -101,7 +104,7 @@ struct Served {
 }
 
 impl Served {
-    fn start(plan: &Plan) -> Result<Self> {
+    fn start(plan: &Plan, explain: bool) -> Result<Self> {
         let poll = match plan.poll {
             Poll::Adaptive => PollMode::Adaptive,
             Poll::Always => PollMode::Always,
@@ -115,17 +118,17 @@ impl Served {
         let engine = Engine::start(options).map_err(wrong_number)?;
         let mut served = Self { engine, controllers: Vec::new() };
         for (controller, subsystem) in plan.controllers.iter().zip(subsystems) {
-            served.add(controller, subsystem)?;
+            served.add(controller, subsystem, explain)?;
         }
         Ok(served)
     }
 
-    fn add(&mut self, controller: &Controller, subsystem: Arc<Subsystem>) -> Result<()> {
+    fn add(&mut self, controller: &Controller, subsystem: Arc<Subsystem>, explain: bool) -> Result<()> {
         let socket = std::path::absolute(&controller.socket)
             .with_context(|| format!("socket {}", controller.socket.display()))?;
         let faults = controller.faults.as_deref().map(read_faults).transpose()?;
         let queues = controller.queues.get();
-        let options = ControllerOptions { queues, faults, ..ControllerOptions::default() };
+        let options = ControllerOptions { queues, faults, explain, ..ControllerOptions::default() };
         let function = self.engine.add_controller(&subsystem, &options).map_err(wrong_number)?;
         if let Some(script) = &controller.faults {
             tracing::warn!("the controller at {} misbehaves as {} says", socket.display(), script.display());
