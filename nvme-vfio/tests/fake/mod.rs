@@ -28,6 +28,7 @@ pub enum Step {
     Doorbell(Doorbell, u32),
     Admin(AdminOpcode),
     FunctionReset,
+    GivenBack,
 }
 
 /// What becomes of an I/O command.
@@ -65,6 +66,8 @@ pub struct State {
     pub cfs_on_enable: bool,
     /// Every register reads as ones.
     pub gone: bool,
+    /// Whoever lent the controller wants it back.
+    pub wanted_back: bool,
     /// EventIdx is kept at this distance behind the tail (mod size), as by a controller that keeps polling.
     pub polls_shadows: bool,
     /// EventIdx is all ones: completion queues' from Doorbell Buffer Config on, submission queues' when they are created.
@@ -140,6 +143,7 @@ impl Fake {
             stays_ready: false,
             cfs_on_enable: false,
             gone: false,
+            wanted_back: false,
             polls_shadows: false,
             never_rung: false,
             found_in_shadows: Vec::new(),
@@ -567,5 +571,16 @@ impl Transport for Fake {
         state.steps.push(Step::FunctionReset);
         state.reset();
         Ok(())
+    }
+
+    fn is_wanted_back(&self) -> bool {
+        self.state().wanted_back
+    }
+
+    fn give_back(&self) {
+        let mut state = self.state();
+        state.steps.push(Step::GivenBack);
+        assert!(state.memory.is_empty(), "the controller still has memory");
+        (state.gone, state.wanted_back) = (true, false);
     }
 }
