@@ -7,10 +7,11 @@ mod rig;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use block_core::Disk;
+use block_core::{Disk, DiskInfo, Queue};
 use drive::{Emulated, open};
 use nvme_emu::{ControllerOptions, Engine};
 use nvme_loopback::Loopback;
+use nvme_spec::identify::IdentifyNamespace;
 use nvme_vfio::disk::{Drive, NvmeDisk};
 use nvme_vfio::{Controller, DmaBuffer, QueuePair};
 use rig::{ServerProcess, pattern, run};
@@ -161,4 +162,42 @@ fn memory_is_unmapped_under_load() {
         stop.store(true, Ordering::Relaxed);
     });
     assert_eq!(emulated.drive.counters().bytes_bounced, 0);
+}
+
+/// A disk that has something to say about itself.
+struct Described(Arc<dyn Disk>);
+
+impl Disk for Described {
+    fn info(&self) -> DiskInfo {
+        DiskInfo {
+            physical_block_size: 4096,
+            discard_granularity: 65536,
+            optimal_io: 256 << 10,
+            atomic_write: 16384,
+            ..self.0.info()
+        }
+    }
+
+    fn open_queue(&self, depth: u16) -> std::io::Result<Box<dyn Queue>> {
+        self.0.open_queue(depth)
+    }
+
+    fn flush(&self) -> std::io::Result<()> {
+        self.0.flush()
+    }
+}
+
+#[test]
+fn a_drives_hints_show_through_to_the_guest() {
+    let options = ControllerOptions::default();
+    let medium: Arc<dyn Disk> = Arc::new(Described(open("mem:16M")));
+    let drive = Emulated::new(vec![medium], 512, &options, drive::options());
+    let of_drive = drive.drive.controller().identify_namespace(1).unwrap();
+    let guest = Guest::on(drive.into_disk(), 512);
+    let of_guest = guest.controller.identify_namespace(1).unwrap();
+    let hints = |id: &IdentifyNamespace| [id.npwg, id.npdg, id.nows, id.nawupf];
+    assert_eq!(hints(&of_drive), [7, 127, 511, 31]);
+    assert_eq!(hints(&of_guest), hints(&of_drive));
+    assert!(of_guest.nsfeat.optperf() && of_guest.nsfeat.nsabp());
+    assert_eq!((of_guest.nsze, of_guest.dlfeat), (of_drive.nsze, of_drive.dlfeat));
 }

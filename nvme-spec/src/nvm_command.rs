@@ -209,7 +209,72 @@ pub struct DatasetManagementRange {
 
 layout!(DatasetManagementRange, 16, context_attributes @ 0, length_lbas @ 4, slba @ 8);
 
+/// Copy, CDW10–12 (3.2.2). Its data is up to 256 [`CopySourceRange`]s.
+#[bitfield(u128)]
+#[derive(PartialEq, Eq)]
+pub struct CopyRanges {
+    /// SDLBA, Starting Destination LBA.
+    pub sdlba: u64,
+    /// NR, Number of Ranges, 0's based.
+    pub nr: u8,
+    /// Descriptor Format: 0 is that of [`CopySourceRange`].
+    #[bits(4)]
+    pub descriptor_format: u8,
+    /// PRINFOR, Protection Information Field Read.
+    #[bits(4)]
+    pub prinfor: ProtectionInformation,
+    #[bits(4)]
+    __: u8,
+    /// DTYPE, Directive Type.
+    #[bits(4)]
+    pub dtype: u8,
+    #[bits(2)]
+    __: u8,
+    /// PRINFOW, Protection Information Field Write.
+    #[bits(4)]
+    pub prinfow: ProtectionInformation,
+    /// FUA, Force Unit Access.
+    pub fua: bool,
+    /// LR, Limited Retry.
+    pub lr: bool,
+    __: u32,
+}
+
+impl CopyRanges {
+    /// How many ranges: 1 to 256.
+    pub const fn number_of_ranges(self) -> u32 {
+        self.nr() as u32 + 1
+    }
+
+    /// Sets [`Self::nr`] to that many ranges (1 to 256).
+    pub const fn with_number_of_ranges(self, ranges: u32) -> Self {
+        self.with_nr(ranges.wrapping_sub(1) as u8)
+    }
+}
+
+/// A source range of Copy, 32 bytes (3.2.2, Source Range Entries, Descriptor Format 0h); without protection information.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct CopySourceRange {
+    reserved_0: u64,
+    /// Starting LBA.
+    pub slba: u64,
+    /// Number of Logical Blocks, 0's based.
+    pub nlb: u16,
+    reserved_18: [u8; 14],
+}
+
+layout!(CopySourceRange, 32, slba @ 8, nlb @ 16);
+
+impl CopySourceRange {
+    /// That many blocks (1 to 65,536) from an LBA on.
+    pub const fn new(slba: u64, blocks: u32) -> Self {
+        Self { reserved_0: 0, slba, nlb: blocks.wrapping_sub(1) as u16, reserved_18: [0; 14] }
+    }
+}
+
 command_dwords!(
+    CopyRanges: u128,
     ReadWrite: u128,
     Compare: u128,
     Verify: u128,
@@ -273,6 +338,17 @@ mod tests {
         assert_eq!(sqe.dwords::<DatasetManagement>().number_of_ranges(), 256);
         let range = DatasetManagementRange { context_attributes: 1, length_lbas: 2, slba: 3 };
         assert_eq!(range.as_bytes(), [1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn copy_dwords_and_range() {
+        let dwords = CopyRanges::new().with_sdlba(0x1_0000_0002).with_number_of_ranges(128).with_fua(true);
+        let sqe = SubmissionQueueEntry::new(NvmOpcode::COPY, 1).with_dwords(dwords);
+        assert_eq!((sqe.cdw10, sqe.cdw11, sqe.cdw12, sqe.cdw13), (2, 1, 0x4000_007F, 0));
+        assert_eq!(sqe.dwords::<CopyRanges>().number_of_ranges(), 128);
+        let mut expected = [0; 32];
+        (expected[8], expected[16], expected[17]) = (5, 0xFF, 0xFF);
+        assert_eq!(CopySourceRange::new(5, 65_536).as_bytes(), expected);
     }
 
     proptest! {

@@ -70,7 +70,7 @@ pub use controller::Controller;
 pub use dma::{DmaBuffer, DmaMapping, DmaRange};
 pub use error::{Error, Fault};
 pub use events::NamespaceWatch;
-pub use namespace::Namespace;
+pub use namespace::{CopyLimits, Namespace};
 pub use options::{Options, Recovery};
 pub use queue_pair::{QueuePair, SubmitError};
 pub use recovery::{Condition, RecoveryCounters};

@@ -2,6 +2,8 @@
 
 use nvme_spec::identify::IdentifyNamespace;
 
+use crate::queue_pair::MAX_COPY_RANGES;
+
 /// A namespace that can be read and written: active, with blocks of a size known, without metadata. A snapshot: an
 /// event says when it has changed.
 #[derive(Clone, Debug)]
@@ -10,6 +12,17 @@ pub struct Namespace {
     block_shift: u32,
     capacity_lbas: u64,
     identify: Box<IdentifyNamespace>,
+}
+
+/// Limits of a Copy: see [`Namespace::copy_limits`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopyLimits {
+    /// Most blocks in a source range (MSSRL).
+    pub range_blocks: u32,
+    /// Most blocks in all (MCL).
+    pub blocks: u32,
+    /// Most source ranges (MSRC), as far as [`crate::QueuePair::copy`] takes them.
+    pub ranges: usize,
 }
 
 impl Namespace {
@@ -56,6 +69,16 @@ impl Namespace {
     /// Capacity in bytes.
     pub fn capacity(&self) -> u64 {
         self.capacity_lbas.saturating_mul(self.block_size().into())
+    }
+
+    /// How much a Copy takes at once, if the namespace says so.
+    pub fn copy_limits(&self) -> Option<CopyLimits> {
+        let limits = CopyLimits {
+            range_blocks: u32::from(self.identify.mssrl),
+            blocks: self.identify.mcl,
+            ranges: (usize::from(self.identify.msrc) + 1).min(MAX_COPY_RANGES),
+        };
+        (limits.range_blocks > 0 && limits.blocks > 0).then_some(limits)
     }
 
     /// Everything that Identify says about it.

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use fake::{Answer, Fake};
 use nvme_spec::doorbell::Doorbell;
-use nvme_spec::nvm_command::{DatasetManagement, DatasetManagementRange, ReadWrite, WriteZeroes};
+use nvme_spec::nvm_command::{
+    CopyRanges, CopySourceRange, DatasetManagement, DatasetManagementRange, ReadWrite, WriteZeroes,
+};
 use nvme_spec::{AdminOpcode, CompletionQueueEntry, NvmOpcode, Status};
 use nvme_vfio::{Controller, Fault, Namespace, Options, QueuePair, SubmitError};
 use proptest::prelude::*;
@@ -216,6 +218,24 @@ fn dataset_management_ranges_are_where_the_command_says() {
     let too_many = vec![ranges[0]; 257];
     assert_eq!(queue.dataset_management(&namespace, deallocate, &too_many, 2), Err(SubmitError::Count(257)));
     assert_eq!(queue.dataset_management(&namespace, deallocate, &[], 2), Err(SubmitError::Count(0)));
+}
+
+#[test]
+fn copy_ranges_are_where_the_command_says() {
+    let Setup { fake, namespace, mut queue, .. } = held(2);
+    let ranges: Vec<_> = (0..128).map(|range| CopySourceRange::new(range * 16, 8)).collect();
+    queue.copy(&namespace, 4096, &ranges, true, 0).unwrap();
+    queue.kick();
+    let command = fake.state().commands[0];
+    let dwords: CopyRanges = command.dwords();
+    assert_eq!((command.opcode, dwords.sdlba()), (NvmOpcode::COPY.0, 4096));
+    assert_eq!((dwords.number_of_ranges(), dwords.descriptor_format(), dwords.fua()), (128, 0, true));
+    let mut data = [0; 4096];
+    fake.read_memory(command.prp1, &mut data);
+    assert_eq!(<[CopySourceRange; 128]>::read_from_bytes(&data).unwrap(), ranges[..]);
+    let too_many = vec![ranges[0]; 129];
+    assert_eq!(queue.copy(&namespace, 0, &too_many, false, 1), Err(SubmitError::Count(129)));
+    assert_eq!(namespace.copy_limits(), None, "this controller names none");
 }
 
 #[test]

@@ -39,6 +39,8 @@ fn exercise(target: &str) {
     io(target, "discard --offset 4M --length 1M");
     io(target, "verify --offset 5M --length 3M --pattern 1");
     io(target, "flush");
+    let error = refused(1, target, "copy --length 1M --to 4M");
+    assert!(error.contains("does not offer the Copy command"), "{error}");
 }
 
 #[test]

@@ -95,3 +95,24 @@ fn a_controller_misbehaves_as_its_script_says_and_the_driver_puts_it_right() {
     assert!(errors.contains("Host Pathing Error"), "{errors}");
     drop(served);
 }
+
+#[test]
+fn a_drive_that_is_served_is_shut_down_in_an_orderly_way() {
+    let folder = Folder::new();
+    let (drive, socket) = (folder.text("drive.sock"), folder.text("guest.sock"));
+    let _served = Served::start(&["--socket", &drive, "mem:4M"]);
+    let disk = format!("vfio-user:{drive}/1");
+    let unsafe_shutdowns = || {
+        let said = program::succeed(&["nvme", "smart", &format!("vfio-user:{drive}"), "--json"]);
+        let smart: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+        smart["unsafe_shutdowns"].as_u64().expect("a number")
+    };
+    for signal in [Signal::INT, Signal::TERM] {
+        let served = Served::start(&["--socket", &socket, &disk]);
+        assert_eq!(served.end(signal), Some(0));
+        assert_eq!(unsafe_shutdowns(), 0, "{signal:?}: CC.SHN");
+    }
+    let served = Served::start(&["--socket", &socket, &disk]);
+    assert_eq!(served.end(Signal::KILL), None);
+    assert_eq!(unsafe_shutdowns(), 1, "nobody can do so after SIGKILL, and the next start copes with it");
+}

@@ -1,13 +1,19 @@
 //! The commands of the NVM command set (NVM Command Set Specification, "I/O commands").
 
 use nvme_spec::nvm_command::{
-    Compare, DatasetManagement, DatasetManagementRange, ReadWrite, Verify, WriteZeroes,
+    Compare, CopyRanges, CopySourceRange, DatasetManagement, DatasetManagementRange, ReadWrite, Verify,
+    WriteZeroes,
 };
 use nvme_spec::{NvmOpcode, SubmissionQueueEntry};
+
+use zerocopy::IntoBytes;
 
 use super::{QueuePair, SubmitError};
 use crate::dma::DmaRange;
 use crate::namespace::Namespace;
+
+/// Source ranges of a Copy that fit into a memory page of the smallest size.
+pub(crate) const MAX_COPY_RANGES: usize = 128;
 
 impl QueuePair {
     /// Reads blocks.
@@ -128,17 +134,51 @@ impl QueuePair {
         if !(1..=256).contains(&ranges.len()) {
             return Err(SubmitError::Count(ranges.len()));
         }
+        let dwords = attributes.with_number_of_ranges(ranges.len() as u32);
+        let command = command(NvmOpcode::DATASET_MANAGEMENT, namespace).with_dwords(dwords);
+        self.submit_with_list(command, ranges.as_bytes(), token)
+    }
+
+    /// Has the controller copy 1 to 128 ranges, one behind the other, to `to`; with `fua`, durably. A controller has it
+    /// if [`nvme_spec::identify::Oncs::copy`] says so, and in as much at once as [`Namespace::copy_limits`] says.
+    ///
+    /// # Errors
+    ///
+    /// As [`QueuePair::read`].
+    pub fn copy(
+        &mut self,
+        namespace: &Namespace,
+        to: u64,
+        ranges: &[CopySourceRange],
+        fua: bool,
+        token: u64,
+    ) -> Result<(), SubmitError> {
+        if !(1..=MAX_COPY_RANGES).contains(&ranges.len()) {
+            return Err(SubmitError::Count(ranges.len()));
+        }
+        let dwords = CopyRanges::new().with_sdlba(to).with_fua(fua);
+        let dwords = dwords.with_number_of_ranges(ranges.len() as u32);
+        let command = command(NvmOpcode::COPY, namespace).with_dwords(dwords);
+        self.submit_with_list(command, ranges.as_bytes(), token)
+    }
+
+    /// Submits a command whose data is a list of its own, of a memory page at most.
+    fn submit_with_list(
+        &mut self,
+        command: SubmissionQueueEntry,
+        entries: &[u8],
+        token: u64,
+    ) -> Result<(), SubmitError> {
+        debug_assert!(entries.len() <= 4096);
         self.check_room()?;
         let index = self.commands.next().ok_or(SubmitError::Full)?;
         let list = self.lists.of(index);
-        // SAFETY: 256 ranges are the 4096 bytes that the smallest memory page has, the list of a command that is not
-        // in flight is nobody else's, and `ranges`, being a reference, is elsewhere.
+        // SAFETY: the smallest memory page has 4096 bytes, the list of a command that is not in flight is nobody
+        // else's, and `entries`, being a reference, is elsewhere.
         unsafe {
-            let to = list.base.cast::<DatasetManagementRange>().as_ptr();
-            std::ptr::copy_nonoverlapping(ranges.as_ptr(), to, ranges.len());
+            let to = list.base.cast::<u8>().as_ptr();
+            std::ptr::copy_nonoverlapping(entries.as_ptr(), to, entries.len());
         }
-        let dwords = attributes.with_number_of_ranges(ranges.len() as u32);
-        let command = command(NvmOpcode::DATASET_MANAGEMENT, namespace).with_dwords(dwords);
         self.post(command.with_prp(list.iova, 0), token)
     }
 

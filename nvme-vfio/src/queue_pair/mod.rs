@@ -21,6 +21,7 @@ use crate::io_queue::{IoQueue, Rings};
 use crate::prp::{self, PrpError, PrpListPages};
 use crate::recovery::inbox::Request;
 use crate::sgl;
+pub(crate) use commands::MAX_COPY_RANGES;
 use replay::Sent;
 
 /// Why a command was not taken.

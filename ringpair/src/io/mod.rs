@@ -8,7 +8,7 @@ use crate::target::Target;
 use anyhow::{Context, Result, anyhow, ensure};
 use block_core::spec::{SIZE, parse_size};
 use nvme_spec::Status;
-use nvme_spec::nvm_command::{DatasetManagement, DatasetManagementRange};
+use nvme_spec::nvm_command::{CopySourceRange, DatasetManagement, DatasetManagementRange};
 use nvme_vfio::{DmaBuffer, Namespace, Options, QueuePair, SubmitError};
 use pattern::Pattern;
 use std::fs::File;
@@ -58,6 +58,17 @@ enum Operation {
         range: Range,
         #[command(flatten)]
         source: Source,
+    },
+    /// Have the controller copy to elsewhere on the same namespace, with the Copy command
+    Copy {
+        #[command(flatten)]
+        range: Range,
+        /// First byte of where it goes
+        #[arg(long, value_name = "SIZE", value_parser = size)]
+        to: u64,
+        /// Durably (Force Unit Access)
+        #[arg(long)]
+        fua: bool,
     },
     /// Make everything that was written durable
     Flush,
@@ -127,6 +138,8 @@ struct Session {
     // After the queues: nothing may be in flight into it when it goes.
     buffer: DmaBuffer,
     namespace: Namespace,
+    /// Whether the controller has a Copy command.
+    copies: bool,
 }
 
 /// Most bytes a command transfers unless told otherwise.
@@ -137,7 +150,8 @@ impl Session {
         let controller = &opened.controller;
         let namespace = opened.namespace(target)?;
         let buffer = controller.alloc_dma(controller.max_transfer().min(TRANSFER) as usize)?;
-        Ok(Self { pair: controller.queue_pair()?, buffer, namespace })
+        let copies = controller.identify().oncs.copy();
+        Ok(Self { pair: controller.queue_pair()?, buffer, namespace, copies })
     }
 
     fn run(&mut self, operation: &Operation) -> Result<String> {
@@ -146,6 +160,13 @@ impl Session {
             Operation::Write { range, source, fua } => self.write(*range, source, *fua),
             Operation::Verify { range, source } => self.verify(*range, source),
             Operation::Compare { range, source } => self.compare(*range, source),
+            Operation::Copy { range, to, fua } => {
+                ensure!(
+                    self.copies,
+                    "the controller does not offer the Copy command (Identify Controller, ONCS)"
+                );
+                self.copy(*range, *to, *fua)
+            }
             Operation::Flush => {
                 self.command("flush", |session| session.pair.flush(&session.namespace, 0))?;
                 Ok("flushed".to_owned())
@@ -244,6 +265,36 @@ impl Session {
             done += u64::from(now);
         }
         Ok(format!("zeroed {} bytes at {}", lbas * u64::from(self.namespace.block_size()), range.offset))
+    }
+
+    fn copy(&mut self, range: Range, to: u64, fua: bool) -> Result<String> {
+        let (from, lbas) = self.check(range)?;
+        let (to, _) = self.check(Range {
+            offset: to,
+            length: Some(lbas * u64::from(self.namespace.block_size())),
+            bs: None,
+        })?;
+        if from.abs_diff(to) < lbas {
+            return Err(Usage("--to is inside of what is copied, or the other way round".to_owned()).into());
+        }
+        let limits =
+            self.namespace.copy_limits().context("the namespace does not say how much a Copy takes")?;
+        let mut done = 0;
+        while done < lbas {
+            let (mut ranges, mut now) = (Vec::new(), 0);
+            while ranges.len() < limits.ranges && done + now < lbas && now < u64::from(limits.blocks) {
+                let left = (lbas - done - now).min(u64::from(limits.blocks) - now);
+                let blocks = left.min(limits.range_blocks.into()) as u32;
+                ranges.push(CopySourceRange::new(from + done + now, blocks));
+                now += u64::from(blocks);
+            }
+            self.command("copy", |session| {
+                session.pair.copy(&session.namespace, to + done, &ranges, fua, 0)
+            })?;
+            done += now;
+        }
+        let block_size = u64::from(self.namespace.block_size());
+        Ok(format!("copied {} bytes at {} to {}", lbas * block_size, range.offset, to * block_size))
     }
 
     fn read_piece(&mut self, piece: Piece) -> Result<Vec<u8>> {
