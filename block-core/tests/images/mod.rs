@@ -1,9 +1,6 @@
 //! Images made and checked by qemu-img.
 #![allow(dead_code)] // each test uses some of it
 
-// Each file of tests is a program of its own, and uses its own part of this.
-#![allow(dead_code)]
-
 use block_core::{Disk, Registry};
 use std::path::{Path, PathBuf};
 use std::process::Command;
