@@ -1,7 +1,7 @@
 //! An image file: any bytes behind qcow2's magic.
 //!
 //! The header and all tables are parsed, the image is checked and repaired, mapped, and read as a disk, and its
-//! snapshots are gone back to. Nothing may panic, hang, or take much memory (run it with `-rss_limit_mb=256`), and what a
+//! snapshots are gone back to. Nothing may panic, hang, or take much memory (run it with `-rss_limit_mb=512`), and what a
 //! repair calls clean has to be clean when it is looked at again.
 
 #![no_main]
