@@ -91,29 +91,31 @@ fn requests_allocate_nothing_after_the_first_ones() {
     let path = path.display();
     // Clusters that are there, and so found in the table of mappings.
     let image = dir.path().join("disk.qcow2");
-    let create = ["create", "-q", "-f", "qcow2", "-o", "preallocation=metadata"];
-    let _ = std::process::Command::new("qemu-img").args(create).arg(&image).arg("1M").status();
-    let image = image.display();
-    let disks = [
+    let image = image.to_str().unwrap();
+    let mut disks = vec![
         "mem:1M".to_owned(),
         "null:1M".to_owned(),
         format!("{path},aio=io_uring"),
         format!("{path},aio=io_uring,cache=none"),
         format!("{path},aio=threads"),
         format!("{path},aio=threads,cache=none"),
-        format!("{image},aio=io_uring"),
-        format!("{image},aio=io_uring,cache=none"),
-        format!("{image},aio=threads"),
     ];
+    if let Some(qemu_img) = fixtures::qemu_img_or_skip() {
+        qemu_img.ok(&["create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", image, "1M"]);
+        disks.extend(
+            ["aio=io_uring", "aio=io_uring,cache=none", "aio=threads"].map(|o| format!("{image},{o}")),
+        );
+    }
     let mut buffers: Vec<Buffer> = (0..DEPTH).map(|_| Buffer([0x5a; LEN])).collect();
     let mut completions = Vec::with_capacity(DEPTH);
     for name in disks {
         let disk = match Registry::default().open(name.parse().unwrap()) {
             Ok(disk) => disk,
-            Err(error) => {
+            Err(error) if error.to_string().contains("no O_DIRECT") => {
                 eprintln!("skipped: {error}");
                 continue;
             }
+            Err(error) => panic!("{error}"),
         };
         let mut queue = disk.open_queue(DEPTH as u16).unwrap();
         for _ in 0..200 {

@@ -1,30 +1,23 @@
 //! Images made and checked by qemu-img.
-#![allow(dead_code)] // each test uses some of it
 
 use block_core::{Disk, Registry};
+use fixtures::{QemuImg, qemu_img_or_skip};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use tempfile::TempDir;
 
 /// A directory with images in it.
 pub struct Images {
     dir: TempDir,
+    qemu_img: &'static QemuImg,
 }
 
 impl Images {
     /// `None`, and says so, without qemu-img.
     pub fn new() -> Option<Self> {
-        match Command::new("qemu-img").arg("--version").output() {
-            Ok(_) => {
-                let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-                Some(Self { dir })
-            }
-            Err(error) => {
-                eprintln!("skipped: qemu-img: {error}");
-                None
-            }
-        }
+        let qemu_img = qemu_img_or_skip()?;
+        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        Some(Self { dir, qemu_img })
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -33,7 +26,7 @@ impl Images {
 
     /// Runs qemu-img in the directory; what it says.
     pub fn qemu_img(&self, arguments: &[&str]) -> String {
-        let output = Command::new("qemu-img").args(arguments).current_dir(self.dir.path()).output().unwrap();
+        let output = self.qemu_img.run_in(self.dir.path(), arguments);
         let says = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
         assert!(output.status.success(), "qemu-img {arguments:?}: {says}");
         says
