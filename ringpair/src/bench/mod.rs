@@ -2,8 +2,10 @@
 //!
 //! The controller is in a process of its own (`server`) and driven over vfio-user, or where else [`Place`] says; `row`
 //! drives it with one [`Workload`] after another; `limits` says what that is held against, measured by `ring`, `copy` and `file_loop` with the same
-//! `workload`; `report` and `plot` show it, and `explain` where the time went.
+//! `workload`; `report` and `plot` show it, and `explain` where the time went. `compare` is a bench of its own, in a
+//! guest.
 
+mod compare;
 mod contention;
 mod copy;
 mod explain;
@@ -61,8 +63,8 @@ pub struct Arguments {
     /// Bytes an I/O
     #[arg(long, value_name = "SIZE", default_value = "4k", value_parser = block_size)]
     bs: u32,
-    /// I/Os that each job keeps in flight; several with commas
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,32,128", value_parser = count)]
+    /// I/Os that each job keeps in flight; several with commas [default: 1,32,128; with --compare 1,32]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = count)]
     iodepth: Vec<NonZeroU16>,
     /// Threads that drive the target, each with a queue pair of its own
     #[arg(long, value_name = "N", default_value = "1", value_parser = count)]
@@ -83,6 +85,13 @@ pub struct Arguments {
     /// Say for each row where the time of its I/Os went; for a TARGET that a server is started for
     #[arg(long, conflicts_with = "loopback")]
     explain: bool,
+    /// Instead, read the same disk in the same Linux guest through ringpair and through this one's own devices; TARGET
+    /// is a raw file or null:SIZE [default: a temporary file, and nothing]
+    #[arg(long, value_name = "PEER", conflicts_with_all = ["rw", "rwmixread", "numjobs", "loopback", "explain", "destroy_data"])]
+    compare: Option<compare::Peer>,
+    /// How often each contestant of --compare has its turn
+    #[arg(long, value_name = "N", default_value = "3", requires = "compare", value_parser = count)]
+    rounds: NonZeroU16,
     /// Let rows that write overwrite what is on TARGET
     #[arg(long)]
     destroy_data: bool,
@@ -104,6 +113,13 @@ const NOTHING: &str = "null:1T";
 ///
 /// What cannot be measured, and why. Rows that were finished are printed all the same.
 pub fn run(arguments: Arguments) -> Result<()> {
+    if let Some(compare::Peer::Qemu) = arguments.compare {
+        return compare::run(&arguments);
+    }
+    let mut arguments = arguments;
+    if arguments.iodepth.is_empty() {
+        arguments.iodepth = [1, 32, 128].into_iter().filter_map(NonZeroU16::new).collect();
+    }
     let bench = Bench::new(arguments)?;
     let mut rows = Vec::new();
     let measured = bench.measure(&mut rows);

@@ -15,11 +15,11 @@ const FOOT: u32 = 34;
 /// From one depth to the next on the x axis.
 const STEP: i32 = 99;
 
-const INK: RGBColor = RGBColor(0x1F, 0x29, 0x33);
-const FAINT: RGBColor = RGBColor(0x6B, 0x77, 0x85);
-const GRID: RGBColor = RGBColor(0xE3, 0xE7, 0xEB);
+pub const INK: RGBColor = RGBColor(0x1F, 0x29, 0x33);
+pub const FAINT: RGBColor = RGBColor(0x6B, 0x77, 0x85);
+pub const GRID: RGBColor = RGBColor(0xE3, 0xE7, 0xEB);
 /// Distinct for the colour-blind too (Okabe and Ito).
-const COLOURS: [RGBColor; 6] = [
+pub const COLOURS: [RGBColor; 6] = [
     RGBColor(0x00, 0x72, 0xB2),
     RGBColor(0xD5, 0x5E, 0x00),
     RGBColor(0x00, 0x9E, 0x73),
@@ -63,7 +63,7 @@ fn line_of(row: &Row) -> String {
     format!("{} {}{jobs}", workload.pattern, block_size(workload.block_size))
 }
 
-fn unique<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
+pub fn unique<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
     let mut seen = Vec::new();
     for value in values {
         if !seen.contains(&value) {
@@ -220,7 +220,7 @@ impl Quantity {
 }
 
 /// Writes a legend's text beside its mark, and says where the next mark goes.
-fn legend_text(
+pub fn legend_text(
     head: &Area<'_>,
     (x, y): (i32, i32),
     text: &str,
@@ -238,7 +238,7 @@ fn ticks(low: f64, high: f64) -> Vec<f64> {
 }
 
 /// `10.0 k` as `10 k`: an axis has round numbers.
-fn brief(figure: &str) -> String {
+pub fn brief(figure: &str) -> String {
     match figure.split_once(' ') {
         Some((number, unit)) if number.contains('.') => {
             format!("{} {unit}", number.trim_end_matches('0').trim_end_matches('.'))
@@ -247,7 +247,7 @@ fn brief(figure: &str) -> String {
     }
 }
 
-fn label<'a>(size: u32, colour: RGBColor, align: HPos) -> TextStyle<'a> {
+pub fn label<'a>(size: u32, colour: RGBColor, align: HPos) -> TextStyle<'a> {
     ("sans-serif", size).into_font().color(&colour).pos(Pos::new(align, VPos::Top))
 }
 
