@@ -51,7 +51,7 @@ fn cut(file: &SimulatedFile, history: &History, promise: Promise, seed: u64) -> 
     moments.push(cut.end());
     for moment in moments {
         cut.advance(moment);
-        history.check(moment, promise, &cut.contents(&mut random))?;
+        history.check(moment, promise, &cut.contents(&mut random).to_vec())?;
     }
     Ok(())
 }
@@ -66,7 +66,7 @@ fn keeps_its_promise(cache: &str, engine: &str) {
         let history = run(&file, &workload, &format!("cache={cache},aio={engine}"));
         let say = |error: Loss| panic!("cache={cache},aio={engine}, RINGPAIR_SEED={seed}: {error}");
         // Of what the disk's users see, nothing is ever lost.
-        history.check(u64::MAX, Promise::EveryWrite, &file.contents()).unwrap_or_else(say);
+        history.check(u64::MAX, Promise::EveryWrite, &file.contents().to_vec()).unwrap_or_else(say);
         cut(&file, &history, Promise::of(mode), seed).unwrap_or_else(say);
     }
 }

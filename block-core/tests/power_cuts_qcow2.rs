@@ -9,11 +9,10 @@ mod images;
 use block_core::contract::durability::{History, Promise, Workload, seeds};
 use block_core::contract::{Client, Random};
 use block_core::file::CacheMode;
-use block_core::file::simulated::{Asked, SimulatedFile, Verdict};
+use block_core::file::simulated::{Asked, Contents, SimulatedFile, Verdict};
 use block_core::qcow2::Qcow2Disk;
 use block_core::qcow2::offline::{Image, Repair, check};
 use images::Images;
-use std::io::Write;
 use std::sync::Arc;
 
 /// Of every test: runs, and power cuts in each.
@@ -36,16 +35,16 @@ fn open(file: &SimulatedFile, options: &str) -> Result<Qcow2Disk, String> {
 }
 
 /// Holds what a medium has kept against what was promised.
-fn examine(contents: &[u8], history: &History, clock: u64, promise: Promise) -> Result<(), String> {
-    let mut copy = tempfile::tempfile().map_err(|error| error.to_string())?;
-    copy.write_all(contents).map_err(|error| error.to_string())?;
+fn examine(contents: Contents, history: &History, clock: u64, promise: Promise) -> Result<(), String> {
+    let copy = tempfile::tempfile().map_err(|error| error.to_string())?;
+    contents.write_to(&copy).map_err(|error| error.to_string())?;
     let mut image = Image::open(copy).map_err(|error| format!("does not open for a check: {error}"))?;
     let report = check(&mut image, Repair::Nothing, &mut |_, _| {})
         .map_err(|error| format!("cannot be checked: {error}"))?;
     if report.corruptions > 0 {
         return Err(format!("corrupt: {:?}", report.findings));
     }
-    let disk = open(&SimulatedFile::new(contents.to_vec(), 0), "readonly=on")?;
+    let disk = open(&SimulatedFile::new(contents, 0), "readonly=on")?;
     let capacity = block_core::Disk::info(&disk).capacity as usize;
     let held = Client::new(&disk, 1).read(0, capacity);
     history.check(clock, promise, &held).map_err(|loss| loss.to_string())
@@ -69,14 +68,14 @@ where
     drop(disk);
     // The process may end as well, with everything that the page cache has.
     let promise = Promise::of(mode);
-    examine(&file.contents(), &history, u64::MAX, promise).map_err(|e| format!("{create}, closed: {e}"))?;
+    examine(file.contents(), &history, u64::MAX, promise).map_err(|e| format!("{create}, closed: {e}"))?;
     let mut cut = file.power_cut();
     let mut random = Random::new(!seed);
     let mut moments: Vec<u64> = (0..CUTS).map(|_| random.below(cut.end() + 1)).collect();
     moments.sort_unstable();
     for moment in moments {
         cut.advance(moment);
-        examine(&cut.contents(&mut random), &history, moment, promise)
+        examine(cut.contents(&mut random), &history, moment, promise)
             .map_err(|error| format!("{create}, power cut at {moment}: {error}"))?;
     }
     Ok(())

@@ -1,5 +1,8 @@
 //! Images made and checked by qemu-img.
 
+// Each file of tests is a program of its own, and uses its own part of this.
+#![allow(dead_code)]
+
 use block_core::{Disk, Registry};
 use fixtures::{QemuImg, qemu_img_or_skip};
 use std::path::{Path, PathBuf};

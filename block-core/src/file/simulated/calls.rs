@@ -1,7 +1,7 @@
 //! The system calls of a simulated file.
 
 use super::SimulatedFile;
-use super::log::{Asked, Log, OperationId, Verdict, within};
+use super::log::{Asked, Log, OperationId, Verdict};
 use crate::file::alignment::Alignment;
 use crate::request::Segment;
 use crate::segments::{gather, scatter};
@@ -50,8 +50,7 @@ impl Descriptor {
             Verdict::Short(n) => (n as u64).clamp(1, len),
             Verdict::Fail(errno) => return Err(errno),
         };
-        let range = within(log.contents().len(), offset, most);
-        let from = &log.contents()[range];
+        let from = log.contents().get(offset, most);
         // SAFETY: the caller vouches for the segments, which are at least as long.
         unsafe { scatter(from.as_ptr(), segments, 0, from.len()) };
         Ok(from.len())

@@ -1,8 +1,8 @@
 //! The log of a simulated file, and its page cache.
 
 use super::SECTOR;
+use super::contents::Contents;
 use crate::contract::Random;
-use std::ops::Range;
 use std::sync::Arc;
 
 /// What a simulated file is asked to do. Ranges in bytes.
@@ -80,19 +80,19 @@ pub(super) enum Event {
 /// The log of a file.
 pub(super) struct Log {
     /// What the file held in the beginning, durably.
-    initial: Arc<[u8]>,
+    initial: Contents,
     operations: Vec<Operation>,
     events: Vec<Event>,
     /// What it holds now, as its users see it.
-    cache: Vec<u8>,
+    cache: Contents,
     hook: Hook,
     random: Random,
 }
 
 impl Log {
-    pub fn new(contents: Vec<u8>, seed: u64) -> Self {
+    pub fn new(contents: Contents, seed: u64) -> Self {
         Self {
-            initial: contents.clone().into(),
+            initial: contents.clone(),
             operations: Vec::new(),
             events: Vec::new(),
             cache: contents,
@@ -109,7 +109,7 @@ impl Log {
         self.events.len() as u64
     }
 
-    pub fn contents(&self) -> &[u8] {
+    pub fn contents(&self) -> &Contents {
         &self.cache
     }
 
@@ -118,7 +118,7 @@ impl Log {
     }
 
     /// What a [`super::PowerCut`] works with.
-    pub fn record(&self) -> (Arc<[u8]>, Vec<Operation>, Vec<Event>) {
+    pub fn record(&self) -> (Contents, Vec<Operation>, Vec<Event>) {
         (self.initial.clone(), self.operations.clone(), self.events.clone())
     }
 
@@ -148,12 +148,12 @@ impl Log {
                     Verdict::Fail(_) => 0,
                 };
                 let data = gather(n as usize);
-                overwrite(&mut self.cache, offset, &data);
+                self.cache.write(offset, &data);
                 self.operations[id].data = data.into();
             }
             _ if matches!(verdict, Verdict::Fail(_)) => {}
-            Asked::Zero { offset, len } => zero(&mut self.cache, offset, len),
-            Asked::SetLen(len) => self.cache.resize(len as usize, 0),
+            Asked::Zero { offset, len } => self.cache.zero(offset, len),
+            Asked::SetLen(len) => self.cache.set_len(len as usize),
             Asked::Sync | Asked::Read { .. } => {}
         }
         self.events.push(Event::Applied(id));
@@ -168,27 +168,4 @@ impl Log {
             _ => Ok(data.len()),
         }
     }
-}
-
-/// A range of a file that may end first.
-pub(super) fn within(len: usize, offset: u64, n: u64) -> Range<usize> {
-    let end = offset.saturating_add(n).min(len as u64) as usize;
-    (offset as usize).min(end)..end
-}
-
-/// A write into contents, which it may make longer.
-pub(super) fn overwrite(contents: &mut Vec<u8>, offset: u64, data: &[u8]) {
-    let range = offset as usize..offset as usize + data.len();
-    if !data.is_empty() && contents.len() < range.end {
-        contents.resize(range.end, 0);
-    }
-    if let Some(place) = contents.get_mut(range) {
-        place.copy_from_slice(data);
-    }
-}
-
-/// Zeroes in contents, which keep their length.
-pub(super) fn zero(contents: &mut [u8], offset: u64, len: u64) {
-    let range = within(contents.len(), offset, len);
-    contents[range].fill(0);
 }

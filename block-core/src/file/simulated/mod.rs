@@ -26,10 +26,12 @@
 //! [`crate::contract::durability`].
 
 mod calls;
+mod contents;
 mod log;
 mod power_cut;
 mod ring;
 
+pub use contents::Contents;
 pub use log::{Asked, Verdict};
 pub use power_cut::PowerCut;
 
@@ -64,8 +66,8 @@ pub struct SimulatedFile(Arc<Mutex<Log>>);
 
 impl SimulatedFile {
     /// A file that holds `contents`, durably. `seed` decides the order of what rings do.
-    pub fn new(contents: Vec<u8>, seed: u64) -> Self {
-        Self(Arc::new(Mutex::new(Log::new(contents, seed))))
+    pub fn new(contents: impl Into<Contents>, seed: u64) -> Self {
+        Self(Arc::new(Mutex::new(Log::new(contents.into(), seed))))
     }
 
     /// Opens it as a raw disk. `options` are those of a file, as in `cache=none,aio=io_uring`; `aio=auto` is io_uring.
@@ -136,8 +138,8 @@ impl SimulatedFile {
     }
 
     /// What the page cache holds: what is left when the process is killed and the machine runs on.
-    pub fn contents(&self) -> Vec<u8> {
-        self.log().contents().to_vec()
+    pub fn contents(&self) -> Contents {
+        self.log().contents().clone()
     }
 
     /// What the medium may hold at any moment from the beginning until now.

@@ -1,7 +1,8 @@
 //! What the medium of a simulated file may hold when the power fails.
 
 use super::SECTOR;
-use super::log::{Asked, Event, Log, Operation, OperationId, Verdict, overwrite, within};
+use super::contents::Contents;
+use super::log::{Asked, Event, Log, Operation, OperationId, Verdict};
 use crate::contract::Random;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -15,9 +16,9 @@ pub struct PowerCut {
     /// Events before this one have happened.
     at: usize,
     /// As the users see the file at this moment.
-    cache: Vec<u8>,
+    cache: Contents,
     /// What is surely on the medium, or has been and was overwritten by something that may be.
-    durable: Vec<u8>,
+    durable: Contents,
     /// What may be on the medium instead, from the oldest to the newest: the operation that left it, and the sector.
     sectors: BTreeMap<usize, Vec<(OperationId, Box<Sector>)>>,
     /// The same of the file's length.
@@ -47,8 +48,8 @@ impl PowerCut {
             operations,
             events,
             at: 0,
-            cache: initial.to_vec(),
-            durable: initial.to_vec(),
+            cache: initial.clone(),
+            durable: initial,
             sectors: BTreeMap::new(),
             lengths: Vec::new(),
             uncovered: BTreeSet::new(),
@@ -82,19 +83,23 @@ impl PowerCut {
         let before = self.cache.len();
         match asked {
             Asked::Write { offset, .. } => {
-                overwrite(&mut self.cache, offset, &data);
-                self.note(id, offset, data.len() as u64);
+                self.cache.write(offset, &data);
+                self.note(id, touched(offset, data.len() as u64));
             }
             _ if matches!(verdict, Verdict::Fail(_)) => {}
             Asked::Zero { offset, len } => {
-                super::log::zero(&mut self.cache, offset, len);
-                self.note(id, offset, len);
+                self.cache.zero(offset, len);
+                self.note(id, touched(offset, len));
             }
             Asked::SetLen(len) => {
-                let cut = before.saturating_sub(len as usize) as u64;
-                self.cache.resize(len as usize, 0);
-                // What is cut off comes back as zeroes, if ever.
-                self.note(id, len, cut);
+                // What is cut off comes back as zeroes, if ever. Nothing else was where nothing was ever written.
+                let mut cut: BTreeSet<usize> =
+                    touched(len, (self.cache.stored_end() as u64).saturating_sub(len)).collect();
+                if (len as usize) < before {
+                    cut.extend(self.sectors.range(touched(len, u64::MAX)).map(|(sector, _)| *sector));
+                }
+                self.cache.set_len(len as usize);
+                self.note(id, cut);
             }
             Asked::Sync | Asked::Read { .. } => {}
         }
@@ -103,10 +108,10 @@ impl PowerCut {
         }
     }
 
-    /// An operation has left these bytes as they are in the cache now.
-    fn note(&mut self, id: OperationId, offset: u64, len: u64) {
-        for sector in touched(offset, len) {
-            let contents = Box::new(sector_of(&self.cache, sector));
+    /// An operation has left these sectors as they are in the cache now.
+    fn note(&mut self, id: OperationId, sectors: impl IntoIterator<Item = usize>) {
+        for sector in sectors {
+            let contents = Box::new(self.cache.sector(sector));
             self.sectors.entry(sector).or_default().push((id, contents));
         }
     }
@@ -167,21 +172,21 @@ impl PowerCut {
         if let Some(index) = own.max(needed.filter(|_| short))
             && let Some((_, length)) = self.lengths.drain(..=index).next_back()
         {
-            self.durable.resize(length, 0);
+            self.durable.set_len(length);
         }
         for (&sector, versions) in self.sectors.range_mut(touched(offset, len)) {
             // What came before it in this sector cannot come back. It is not there if a later one is durable already.
             if let Some(index) = versions.iter().position(|(of, _)| *of == id)
                 && let Some((_, contents)) = versions.drain(..=index).next_back()
             {
-                put(&mut self.durable, sector, &contents);
+                self.durable.put(sector, &contents);
             }
         }
         self.sectors.retain(|_, versions| !versions.is_empty());
     }
 
     /// Something that the medium may hold if the power fails at this moment.
-    pub fn contents(&self, random: &mut Random) -> Vec<u8> {
+    pub fn contents(&self, random: &mut Random) -> Contents {
         let survivors = match random.below(10) {
             0 => Survivors::None,
             1 => Survivors::All,
@@ -204,10 +209,10 @@ impl PowerCut {
         };
         let mut contents = self.durable.clone();
         let len = pick(&mut self.lengths.iter().map(|(id, _)| *id)).map(|index| self.lengths[index].1);
-        contents.resize(len.unwrap_or(self.durable.len()), 0);
+        contents.set_len(len.unwrap_or(self.durable.len()));
         for (&sector, versions) in &self.sectors {
             if let Some(index) = pick(&mut versions.iter().map(|(id, _)| *id)) {
-                put(&mut contents, sector, &versions[index].1);
+                contents.put(sector, &versions[index].1);
             }
         }
         contents
@@ -221,19 +226,4 @@ fn touched(offset: u64, len: u64) -> Range<usize> {
     }
     let end = offset.saturating_add(len);
     (offset / SECTOR as u64) as usize..end.div_ceil(SECTOR as u64) as usize
-}
-
-/// A sector of a file, with zeroes beyond its end.
-fn sector_of(contents: &[u8], sector: usize) -> Sector {
-    let mut copy = [0; SECTOR];
-    let range = within(contents.len(), (sector * SECTOR) as u64, SECTOR as u64);
-    copy[..range.len()].copy_from_slice(&contents[range]);
-    copy
-}
-
-/// As much of a sector as the file is long.
-fn put(contents: &mut [u8], sector: usize, data: &Sector) {
-    let range = within(contents.len(), (sector * SECTOR) as u64, SECTOR as u64);
-    let n = range.len();
-    contents[range].copy_from_slice(&data[..n]);
 }
