@@ -16,8 +16,8 @@ use images::Images;
 use std::sync::Arc;
 
 /// Of every test: runs, and power cuts in each.
-const RUNS: u64 = 3;
-const CUTS: u64 = 6;
+const RUNS: u64 = 30;
+const CUTS: u64 = 10;
 
 const ENGINES: [&str; 2] = ["io_uring", "threads"];
 
