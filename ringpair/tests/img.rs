@@ -3,9 +3,10 @@
 
 mod program;
 use fixtures::{QemuImg, qemu_img_or_skip, qemu_imgs_or_skip};
-use program::{Folder, contents, fail, ringpair, succeed};
+use program::{Folder, contents, fail, kill_after, ringpair, succeed};
 use serde_json::Value;
 use std::fs;
+use std::time::Duration;
 
 /// Options of `qemu-img create`, and what is done with the image then: read as it is, or refused as a disk by these words.
 const IMAGES: &[(&str, Option<&str>)] = &[
@@ -356,6 +357,35 @@ fn commit_puts_changes_into_the_backing_file() {
         let error = fail(1, &["img", "commit", &base, "-f", base_format]);
         assert!(error.contains("has no backing file"), "{error}");
     }
+}
+
+#[test]
+fn a_commit_that_is_killed_at_any_moment_loses_nothing_and_can_be_done_again() {
+    let Some(qemu) = qemu_img_or_skip() else { return };
+    let folder = Folder::new();
+    let (base, top, flat) = (folder.text("base.qcow2"), folder.text("top.qcow2"), folder.text("flat.img"));
+    qemu.ok(&["create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", &base, "64M"]);
+    qemu.io(&base, "qcow2", &["write -P 1 0 8M"]);
+    qemu.ok(&["create", "-q", "-f", "qcow2", "-b", &base, "-F", "qcow2", &top]);
+    qemu.io(&top, "qcow2", &["write -P 2 4M 40M", "write -z 50M 4M"]);
+    succeed(&["img", "convert", &top, &flat]);
+    let kept = folder.text("kept.qcow2");
+    fs::copy(&base, &kept).expect("copied");
+    let mut killed = 0;
+    for delay in (0..60).step_by(5) {
+        fs::copy(&kept, &base).expect("copied");
+        let delay = Duration::from_millis(delay);
+        killed += u32::from(kill_after(delay, &["img", "commit", "-d", &top]));
+        succeed(&["img", "check", "-r", "all", &base]);
+        qemu.ok(&["check", "-q", "-f", "qcow2", &base]);
+        succeed(&["img", "commit", "-d", &top]);
+        qemu.ok(&["check", "-q", "-f", "qcow2", &base]);
+        assert!(
+            qemu.ok(&["compare", "-f", "qcow2", "-F", "raw", &base, &flat]).contains("identical"),
+            "{delay:?}"
+        );
+    }
+    assert!(killed > 0, "it was over each time");
 }
 
 #[test]

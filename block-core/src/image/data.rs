@@ -1,13 +1,20 @@
 //! The data of a chain: what a guest would see of it, read and written by the `imago` crate.
+//!
+//! imago does not order what it writes, so a qcow2 image that is written to carries the dirty bit from the first write to
+//! [`Data::sync`]: whoever is killed in between leaves an image that nobody takes for a good one, and that `check -r all`
+//! makes good. Version 2 has no such bit.
 
 use super::chain::{Chain, Layer};
 use super::{Format, ImageError, Result};
+use crate::qcow2::offline::Image;
 use imago::file::File as Storage;
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder};
+use std::cell::Cell;
+use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// How much is read or written at once.
 pub const PIECE: u64 = 2 << 20;
@@ -17,6 +24,10 @@ pub const PIECE: u64 = 2 << 20;
 pub struct Data {
     access: FormatAccess<Storage>,
     path: PathBuf,
+    /// The file of a qcow2 image that is written to.
+    written: Option<File>,
+    /// It has its dirty bit.
+    dirty: Cell<bool>,
 }
 
 impl Data {
@@ -30,11 +41,13 @@ impl Data {
         for layer in chain.layers().iter().rev() {
             backing = Some(open(layer, backing)?);
         }
-        let path = chain.top().path.clone();
-        match backing {
-            Some(access) => Ok(Self { access, path }),
-            None => Err(ImageError::refused(&path, "is empty")),
-        }
+        let top = chain.top();
+        let path = top.path.clone();
+        let Some(access) = backing else { return Err(ImageError::refused(&path, "is empty")) };
+        let is_written = top.writable && top.format == Format::Qcow2;
+        let written = is_written.then(|| top.file.try_clone()).transpose();
+        let written = written.map_err(|source| failed(&path, "cannot open", source))?;
+        Ok(Self { access, path, written, dirty: Cell::new(false) })
     }
 
     /// The virtual size in bytes.
@@ -63,6 +76,7 @@ impl Data {
     ///
     /// What the host said, or what is wrong with the image there.
     pub fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.begin()?;
         self.done("cannot write", self.access.write(data, offset))
     }
 
@@ -72,6 +86,7 @@ impl Data {
     ///
     /// As [`Data::write`].
     pub fn write_zeroes(&self, offset: u64, length: u64) -> Result<()> {
+        self.begin()?;
         self.done("cannot write", self.access.write_zeroes(offset, length))
     }
 
@@ -81,6 +96,7 @@ impl Data {
     ///
     /// As [`Data::write`].
     pub fn discard_to_backing(&mut self, offset: u64, length: u64) -> Result<()> {
+        self.begin()?;
         let done = self.access.discard_to_backing(offset, length);
         self.done("cannot discard", done)
     }
@@ -91,6 +107,7 @@ impl Data {
     ///
     /// As [`Data::write`].
     pub fn resize(&mut self, size: u64, preallocate: imago::format::PreallocateMode) -> Result<()> {
+        self.begin()?;
         let done = self.access.resize(size, preallocate);
         self.done("cannot resize", done)
     }
@@ -102,20 +119,48 @@ impl Data {
     /// What the host said.
     pub fn sync(&self) -> Result<()> {
         self.done("cannot flush", self.access.flush())?;
-        self.done("cannot flush", self.access.sync())
+        self.done("cannot flush", self.access.sync())?;
+        self.mark(false)
+    }
+
+    /// Something is written from now on.
+    fn begin(&self) -> Result<()> {
+        if self.dirty.get() { Ok(()) } else { self.mark(true) }
+    }
+
+    fn mark(&self, dirty: bool) -> Result<()> {
+        if let Some(file) = self.written.as_ref().filter(|_| self.dirty.get() != dirty) {
+            // Read anew: imago may have moved tables meanwhile.
+            let marked = file.try_clone().and_then(Image::open).and_then(|mut image| image.set_dirty(dirty));
+            self.done("cannot write its header", marked)?;
+            self.dirty.set(dirty);
+        }
+        Ok(())
     }
 
     fn done(&self, action: &'static str, result: io::Result<()>) -> Result<()> {
-        result.map_err(|source| ImageError::Failed { path: self.path.display().to_string(), action, source })
+        result.map_err(|source| failed(&self.path, action, source))
     }
+}
+
+impl Drop for Data {
+    fn drop(&mut self) {
+        if self.dirty.get() {
+            // After a failure. What can be made good here need not be repaired.
+            let _ = self.sync();
+        }
+    }
+}
+
+fn failed(path: &Path, action: &'static str, source: io::Error) -> ImageError {
+    ImageError::Failed { path: path.display().to_string(), action, source }
 }
 
 fn open(layer: &Layer, backing: Option<FormatAccess<Storage>>) -> Result<FormatAccess<Storage>> {
     layer.usable()?;
-    let failed =
-        |source| ImageError::Failed { path: layer.path.display().to_string(), action: "cannot open", source };
+    let failed = |source| failed(&layer.path, "cannot open", source);
     // The same open file, and so the same locks.
-    let storage = |file: &std::fs::File| file.try_clone().and_then(Storage::try_from).map_err(failed);
+    let storage = |file: &File| file.try_clone().and_then(Storage::try_from).map_err(failed);
     let file = storage(&layer.file)?;
     match layer.format {
         Format::Raw => Ok(FormatAccess::new(Raw::open_image(file, layer.writable).map_err(failed)?)),

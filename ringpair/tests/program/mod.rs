@@ -25,6 +25,15 @@ pub fn ringpair(arguments: &[&str]) -> Output {
     child.wait_with_output().expect("it ends")
 }
 
+/// Runs it, kills it after a while, and says whether it was still running then.
+pub fn kill_after(delay: Duration, arguments: &[&str]) -> bool {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringpair"));
+    let mut child = command.args(arguments).stdin(Stdio::null()).spawn().expect("it starts");
+    std::thread::sleep(delay);
+    child.kill().expect("it is ours");
+    child.wait().expect("it ends").code().is_none()
+}
+
 /// Runs it and expects success; what it printed.
 pub fn succeed(arguments: &[&str]) -> String {
     let output = ringpair(arguments);

@@ -176,7 +176,7 @@ impl Image {
     }
 
     /// Sets or clears the dirty bit, durably. Version 2 has none.
-    pub(super) fn set_dirty(&mut self, dirty: bool) -> io::Result<()> {
+    pub(crate) fn set_dirty(&mut self, dirty: bool) -> io::Result<()> {
         if self.header.version < Version::V3 {
             return self.sync();
         }
