@@ -36,11 +36,13 @@ impl<T> SharedSpaces<T> {
         join: impl FnOnce(&T) -> Result<D, E>,
     ) -> Result<(Arc<SharedSpace<T>>, D), E> {
         let mut open = self.open();
-        // One that is being closed still has the group.
-        while open.get(&group).is_some_and(|space| space.strong_count() == 0) {
-            open = self.closed.wait(open).unwrap_or_else(PoisonError::into_inner);
-        }
-        if let Some(space) = open.get(&group).and_then(Weak::upgrade) {
+        while let Some(space) = open.get(&group) {
+            // Asked once: between two looks, its last user may have let it go.
+            let Some(space) = space.upgrade() else {
+                // It is being closed, and still has the group.
+                open = self.closed.wait(open).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
             drop(open);
             let device = join(&space)?;
             return Ok((space, device));
