@@ -29,6 +29,9 @@ pub enum Submission {
 /// * A write or write-zeroes with FUA is durable at its completion, as far as the cache mode lets it
 ///   (`cache=unsafe` does not).
 /// * Every request that was `Pending` completes exactly once. Dropping the queue waits for those that are left.
+/// * A request may have to wait until one on another queue of the same disk has been polled (two writes to parts of one
+///   block). A thread with several queues on one disk therefore polls all of them while it waits for any, and before
+///   it drops one sees the others through to their last completion.
 pub trait Queue {
     /// Takes a request. It may only be started by the next [`Queue::kick`].
     ///

@@ -135,7 +135,8 @@ impl WriteRanges {
 
     /// Waits until no other write overlaps these blocks, and keeps others out until the guard is dropped.
     ///
-    /// Plain writes that it waits for end without its help: they are with the kernel, and their queues' owners poll.
+    /// Plain writes that it waits for end without its help: they are with the kernel, and their queues' owners poll, as
+    /// the contract of [`crate::Queue`] asks of them.
     pub fn exclusive(&self, offset: u64, len: u64) -> Exclusive<'_> {
         let range = self.blocks(offset, len);
         self.announce();

@@ -147,6 +147,30 @@ impl Client {
         }
     }
 
+    /// Waits for all that is pending on several queues, so many requests on each. They are polled together, as the
+    /// contract has it: a request on one may wait for one on another.
+    pub fn wait_for_all_of(clients: &mut [Self], mut pending: Vec<usize>) -> Vec<Completion> {
+        let mut all = Vec::new();
+        while pending.iter().any(|left| *left > 0) {
+            let before = all.len();
+            for (client, left) in clients.iter_mut().zip(&mut pending) {
+                let completed = client.poll();
+                *left -= completed.len();
+                all.extend(completed);
+            }
+            if all.len() == before && clients.iter_mut().all(Self::may_sleep) {
+                let mut fds: Vec<PollFd> = clients
+                    .iter()
+                    .filter_map(Self::wait_fd)
+                    .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+                    .collect();
+                // It may be interrupted: then it ends early.
+                assert!(poll(&mut fds, Some(&PATIENCE)) != Ok(0), "nothing completes, or no wait_fd says so");
+            }
+        }
+        all
+    }
+
     /// Waits for one request, the only one that is pending.
     pub fn finish(&mut self, (token, submission): (u64, Submission)) -> RequestResult {
         match submission {

@@ -86,8 +86,7 @@ impl Workload {
             failed: false,
         };
         running.run();
-        // The queues first: until they are gone, what is in flight may be written from.
-        running.queues.clear();
+        running.drop_queues();
         running.history
     }
 }
@@ -106,10 +105,19 @@ impl Running<'_> {
             let leave = self.random.below(self.workload.depth as u64 / 2 + 1) as usize;
             self.wait_until(leave);
         }
-        // The last ones stay pending now and then: dropping a queue waits for them.
         if self.random.chance(70) {
             self.wait_until(0);
         }
+    }
+
+    /// Drops the queues, the last of them with requests pending now and then: it waits for those. The others must have
+    /// none, for it may wait for a write on one of them, which only a poll would end.
+    fn drop_queues(&mut self) {
+        let last = self.queues.len() - 1;
+        self.wait_while(|running| running.in_flight.iter().any(|it| it.queue != last));
+        self.queues.clear();
+        // Until here, what is in flight was written from.
+        self.in_flight.clear();
     }
 
     fn moment(&mut self) -> Moment {
@@ -193,7 +201,11 @@ impl Running<'_> {
 
     /// Takes completions until no more than `leave` requests are in flight.
     fn wait_until(&mut self, leave: usize) {
-        while self.in_flight.len() > leave {
+        self.wait_while(|running| running.in_flight.len() > leave);
+    }
+
+    fn wait_while(&mut self, waits: impl Fn(&Self) -> bool) {
+        while waits(self) {
             let mut completions = std::mem::take(&mut self.completions);
             for queue in &mut self.queues {
                 queue.poll(&mut completions);
