@@ -159,7 +159,7 @@ impl Client {
                 all.extend(completed);
             }
             if all.len() == before && clients.iter_mut().all(Self::may_sleep) {
-                let mut fds: Vec<PollFd> = clients
+                let mut fds: Vec<PollFd<'_>> = clients
                     .iter()
                     .filter_map(Self::wait_fd)
                     .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))

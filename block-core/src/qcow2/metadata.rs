@@ -1,6 +1,7 @@
 //! What is done to an image by whoever holds its metadata: one thread at a time, which may block.
 
 use super::chain::{Content, Layer};
+use super::discarded::{Discarded, Waiting};
 use super::disk::Shared;
 use super::image::{Image, Run};
 use super::mailbox::{Answer, Job};
@@ -29,19 +30,10 @@ pub(super) struct Metadata {
     data_end: u64,
     /// The end of what is in use of it.
     used_end: u64,
-    /// Zeroed, and to be given away once no request can be under way to it.
-    zeroed: Vec<Zeroed>,
+    discarded: Waiting,
     /// As much as imago may keep of each layer in memory.
     memory_limit: u64,
     cluster: Box<[u8]>,
-}
-
-/// A range of the guest's, and where it was.
-struct Zeroed {
-    moment: u64,
-    offset: u64,
-    len: u64,
-    host: Option<u64>,
 }
 
 /// What a write puts into a cluster.
@@ -60,7 +52,7 @@ impl Metadata {
             layers,
             data_end: 0,
             used_end: 0,
-            zeroed: Vec::new(),
+            discarded: Waiting::default(),
             memory_limit,
             cluster: Box::default(),
         };
@@ -374,44 +366,43 @@ impl Metadata {
         let len = self.image()?.zero(cluster << bits, count << bits)?;
         let count = len.div_ceil(1 << bits);
         shared.table.correct(cluster, count, Mapping::ZERO);
+        let range = cluster << bits..(cluster + count) << bits;
         if may_unmap && shared.info.unmapped != crate::Unmapped::Ignored {
             let host = (mapping.kind() == Kind::Data).then_some(mapping.offset());
-            let moment = shared.clock.wind();
-            self.zeroed.push(Zeroed { moment, offset: cluster << bits, len: count << bits, host });
+            self.discarded.add(range, host, shared.clock.wind());
             shared.to_give_away.store(true, Ordering::Relaxed);
+        } else {
+            self.discarded.remove(&range);
         }
         Ok(count)
     }
 
     /// Gives away the clusters that nobody uses any more.
     pub fn give_away(&mut self, shared: &Shared) -> io::Result<()> {
-        if self.zeroed.is_empty() || shared.writable().is_err() {
+        if self.discarded.is_empty() || shared.writable().is_err() {
             return Ok(());
         }
-        let (passed, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.zeroed)
-            .into_iter()
-            .partition(|zeroed| shared.clock.passed(zeroed.moment));
-        self.zeroed = waiting;
-        shared.to_give_away.store(!self.zeroed.is_empty(), Ordering::Relaxed);
-        for zeroed in passed {
-            let mut done = 0;
-            while done < zeroed.len {
+        let passed = self.discarded.take_passed(&shared.clock);
+        shared.to_give_away.store(!self.discarded.is_empty(), Ordering::Relaxed);
+        for Discarded { guest, host, .. } in passed {
+            let mut at = guest.start;
+            while at < guest.end {
                 let image = self.image()?;
-                let (run, mut len) = image.look_up(zeroed.offset + done, zeroed.len - done)?;
+                let (run, mut len) = image.look_up(at, guest.end - at)?;
                 // Unless it has been written again since.
                 if run == Run::Zero {
                     shared.dirty.store(true, Ordering::SeqCst);
                     // SAFETY: no request is under way that found it in the table, and it reads as zeroes since.
-                    len = unsafe { image.give_away(zeroed.offset + done, len)? };
+                    len = unsafe { image.give_away(at, len)? };
                     let clusters = (len >> shared.cluster_bits) as usize;
                     shared.counters().given_away.fetch_add(clusters, Ordering::Relaxed);
-                    if let Some(host) = zeroed.host
-                        && let Err(error) = self.data().zero_at(host + done, len, true)
+                    if let Some(host) = host
+                        && let Err(error) = self.data().zero_at(host + (at - guest.start), len, true)
                     {
                         tracing::warn!(%error, "cannot give discarded clusters back to the file system");
                     }
                 }
-                done += len;
+                at += len;
             }
         }
         Ok(())

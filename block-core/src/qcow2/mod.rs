@@ -24,6 +24,7 @@
 //! refcounts are always right).
 
 mod chain;
+mod discarded;
 mod disk;
 mod epoch;
 mod image;
