@@ -454,11 +454,8 @@ impl Queue for Qcow2Queue {
                     None => Submission::Pending,
                 }
             }
-            Submission::Full => {
-                self.pin.end(heap);
-                self.free.push(index);
-                Submission::Full
-            }
+            // Of pieces of other requests: it has its turn when there is room.
+            Submission::Full => self.submit_in_pieces(index, &request),
         }
     }
 
