@@ -176,7 +176,8 @@ impl Qcow2Queue {
             if slot.transfer.left == 0 || slot.errno != 0 {
                 return;
             }
-            let (operation, offset, left) = (slot.operation, slot.transfer.offset, slot.transfer.left);
+            let (operation, flags) = (slot.operation, slot.flags);
+            let (offset, left) = (slot.transfer.offset, slot.transfer.left);
             let cluster = offset >> bits;
             let known = std::mem::replace(&mut next, Mapping::UNKNOWN);
             let mapping = if known.kind() == Kind::Unknown { self.shared.table.get(cluster) } else { known };
@@ -198,6 +199,10 @@ impl Qcow2Queue {
                     continue;
                 }
                 (Operation::WriteZeroes, Kind::Zero) if !whole => {
+                    // What reads as zeroes may do so because of metadata that is not durable yet.
+                    let sync_last = self.sync_last(operation, flags);
+                    let slot = &mut self.slots[index as usize];
+                    slot.sync_last |= sync_last;
                     slot.transfer.advance(len);
                     continue;
                 }
@@ -213,7 +218,7 @@ impl Qcow2Queue {
                 (Operation::WriteZeroes, Kind::Data) if !whole => {}
                 _ => return self.hand_over(index),
             }
-            let sync_last = self.sync_last(operation, slot_flags(&self.slots, index));
+            let sync_last = self.sync_last(operation, flags);
             let slot = &mut self.slots[index as usize];
             slot.sync_last |= sync_last;
             self.piece.clear();
@@ -223,7 +228,6 @@ impl Qcow2Queue {
                     piece.push(Segment { base, len });
                 });
             }
-            let flags = slot.flags;
             let at = mapping.offset() + in_cluster;
             let layer = mapping.layer();
             if self.files[layer].is_none()
@@ -371,10 +375,7 @@ impl Qcow2Queue {
     /// A request that does not go to one place as it is.
     #[cold]
     fn submit_in_pieces(&mut self, index: u32, request: &Request<'_>) -> Submission {
-        // What reads as zeroes already may do so because of metadata that is not durable yet.
-        let sync_last = self.sync_last(request.operation, request.flags);
         let slot = &mut self.slots[index as usize];
-        slot.sync_last = sync_last;
         slot.transfer.begin(request);
         match request.operation {
             Operation::Flush => {
@@ -394,11 +395,6 @@ impl Qcow2Queue {
             None => Submission::Pending,
         }
     }
-}
-
-#[inline]
-fn slot_flags(slots: &[Slot], index: u32) -> RequestFlags {
-    slots[index as usize].flags
 }
 
 impl Queue for Qcow2Queue {
