@@ -9,7 +9,7 @@ use block_core::Registry;
 use block_core::contract::durability::{History, Loss, Promise, Workload, seeds};
 use block_core::contract::{Client, Random};
 use block_core::file::CacheMode;
-use block_core::file::simulated::{Asked, SimulatedFile, Verdict};
+use block_core::file::simulated::{Asked, SimulatedFile, Verdict, moody};
 
 /// Of every test: runs, and power cuts in each.
 const RUNS: u64 = 50;
@@ -19,22 +19,6 @@ const CUTS: u64 = 40;
 const CAPACITY: u64 = (128 << 10) + 1536;
 
 const ENGINES: [&str; 2] = ["io_uring", "threads"];
-
-/// What a medium may do to anybody at any time, and what file systems differ in.
-fn moody(seed: u64) -> impl FnMut(&Asked) -> Verdict + Send {
-    let mut random = Random::new(seed ^ 0x6d6f_6f64);
-    let refuses_dsync = seed % 4 == 1;
-    move |asked| match asked {
-        Asked::Write { dsync: true, .. } if refuses_dsync => Verdict::Fail(libc::EOPNOTSUPP),
-        _ if random.chance(3) => Verdict::Fail(libc::EINTR),
-        _ if random.chance(3) => Verdict::Fail(libc::EAGAIN),
-        // Never inside a sector: guests take those to be written as a whole.
-        Asked::Read { len, .. } | Asked::Write { len, .. } if *len > 512 && random.chance(10) => {
-            Verdict::Short((1 + random.below(*len / 512 - 1)) as usize * 512)
-        }
-        _ => Verdict::Done,
-    }
-}
 
 /// Runs a workload on a file that holds what the workload begins with.
 fn run(file: &SimulatedFile, workload: &Workload, options: &str) -> History {
@@ -64,6 +48,7 @@ fn keeps_its_promise(cache: &str, engine: &str) {
         let file = SimulatedFile::new(workload.initial(CAPACITY), seed);
         file.hook(moody(seed));
         let history = run(&file, &workload, &format!("cache={cache},aio={engine}"));
+        assert_eq!(history.failures().next(), None, "cache={cache},aio={engine}, RINGPAIR_SEED={seed}");
         let say = |error: Loss| panic!("cache={cache},aio={engine}, RINGPAIR_SEED={seed}: {error}");
         // Of what the disk's users see, nothing is ever lost.
         history.check(u64::MAX, Promise::EveryWrite, &file.contents().to_vec()).unwrap_or_else(say);

@@ -15,6 +15,9 @@ use crate::segments;
 use crate::write_ranges::{Exclusive, Lane};
 use std::sync::atomic::Ordering;
 
+/// Calls for one range that may end inside a block before that is an error.
+const MAX_SHORT_CALLS: u32 = 16;
+
 /// A request as it is handed to a thread that may block.
 pub(super) struct Job {
     pub operation: Operation,
@@ -193,6 +196,7 @@ impl OpenFile {
     ) -> Result<(), i32> {
         debug_assert!(at + len <= bounce.len());
         let mut done = 0;
+        let mut short = 0;
         while done < needed {
             let to = [Segment { base: bounce.base().wrapping_add(at + done), len: len - done }];
             let n = readv(&self.medium, &to, offset + done as u64)? as usize;
@@ -200,7 +204,13 @@ impl OpenFile {
             if n > 0 && (done >= needed || self.aligned(done as u64, 0)) {
                 continue;
             }
-            if !self.image {
+            // It ended inside a block, which only the end of the file is a reason for: that block once more, then.
+            if n > 0 && short < MAX_SHORT_CALLS && offset + (done as u64) < self.medium.size()? {
+                done &= !(self.alignment.request as usize - 1);
+                short += 1;
+                continue;
+            }
+            if !self.image || short == MAX_SHORT_CALLS {
                 return Err(libc::EIO);
             }
             // SAFETY: `at + len` is inside the buffer.
@@ -275,10 +285,22 @@ impl OpenFile {
         window: &Window,
         durable: bool,
     ) -> Result<(), i32> {
+        // What can only be written as a whole.
+        let block =
+            if std::ptr::eq(medium, &raw const self.medium) { self.alignment.request as usize } else { 1 };
         let mut done = 0;
+        let mut short = 0;
         while done < window.len {
             let from = [Segment { base: bounce.base().wrapping_add(done), len: window.len - done }];
             done += self.writev(medium, &from, window.start + done as u64, durable)? as usize;
+            if !done.is_multiple_of(block) && done < window.len {
+                // It ended inside a block: that block once more.
+                done &= !(block - 1);
+                short += 1;
+                if short == MAX_SHORT_CALLS {
+                    return Err(libc::EIO);
+                }
+            }
         }
         Ok(())
     }

@@ -86,7 +86,12 @@ impl ImageFile for FileDisk {
 
     fn resize(&self, size: u64) -> io::Result<()> {
         match self.file.kind {
-            Kind::Regular => self.file.medium.set_len(size).map_err(io::Error::from_raw_os_error),
+            Kind::Regular => loop {
+                match self.file.medium.set_len(size) {
+                    Err(libc::EINTR) => {}
+                    outcome => return outcome.map_err(io::Error::from_raw_os_error),
+                }
+            },
             Kind::BlockDevice if size <= self.file.info.capacity => Ok(()),
             Kind::BlockDevice => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
         }

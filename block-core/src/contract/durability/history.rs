@@ -1,7 +1,7 @@
 //! What was asked of a disk and what it has answered; what may be left of it.
 
 use crate::file::CacheMode;
-use crate::{RequestResult, Unmapped};
+use crate::{RequestError, RequestResult, Unmapped};
 use std::fmt;
 use std::ops::Range;
 
@@ -163,6 +163,11 @@ impl History {
     /// How many of them were reported to have succeeded.
     pub fn succeeded(&self) -> usize {
         self.records.iter().filter(|record| record.succeeded(u64::MAX).is_some()).count()
+    }
+
+    /// How those that failed did, in the order in which they were submitted.
+    pub fn failures(&self) -> impl Iterator<Item = RequestError> {
+        self.records.iter().filter_map(|record| record.completed.and_then(|(_, result)| result.err()))
     }
 
     /// Holds what a disk has kept against what it has promised. `clock` is when it ended, on the clock that the workload
