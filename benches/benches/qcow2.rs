@@ -108,6 +108,10 @@ impl ImageFile for Nothing {
         })
     }
 
+    fn failed(&self) -> Option<i32> {
+        None
+    }
+
     fn cache_mode(&self) -> CacheMode {
         CacheMode::Writeback
     }

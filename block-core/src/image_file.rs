@@ -55,6 +55,9 @@ pub trait ImageFile: Disk {
     /// As for any disk: it is not there, it is in use, it may not be written.
     fn open_beside(&self, path: &Path, read_only: bool) -> Result<Arc<dyn ImageFile>, OpenError>;
 
+    /// The errno that all its writes fail with since something could not be made durable; `None` while they do not.
+    fn failed(&self) -> Option<i32>;
+
     /// How it is cached.
     fn cache_mode(&self) -> CacheMode;
 

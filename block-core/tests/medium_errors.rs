@@ -1,6 +1,7 @@
 //! A medium that fails: what both engines say of it, and what they do from then on. On a simulated file, so that every
 //! call can be made to fail.
 
+use block_core::contract::durability::writing_has_ended;
 use block_core::contract::{Client, Memory, pattern};
 use block_core::file::simulated::{Asked, SimulatedFile, Verdict};
 use block_core::{Disk, Operation, RequestError, RequestFlags, RequestResult};
@@ -26,21 +27,6 @@ fn flush(client: &mut Client) -> Result<(), i32> {
     client.run(Operation::Flush, (0, 0), RequestFlags::NONE).map_err(|error| error.errno)
 }
 
-/// Nothing that changes the disk succeeds any more; reads do, and so does everything once it is opened again.
-fn all_writing_has_ended(disk: &dyn Disk, client: &mut Client, errno: i32) {
-    for flags in [RequestFlags::NONE, RequestFlags::FUA] {
-        assert_eq!(write(client, 0, flags), Err(RequestError { errno, offset: 0, len: 8192 }));
-        let zeroes = client.run(Operation::WriteZeroes, (4096, 4096), flags);
-        assert_eq!(zeroes, Err(RequestError { errno, offset: 4096, len: 4096 }));
-    }
-    let discard = client.run(Operation::Discard, (0, 4096), RequestFlags::NONE);
-    assert_eq!(discard, Err(RequestError { errno, offset: 0, len: 4096 }));
-    assert_eq!(flush(client), Err(errno), "not retried into success");
-    assert_eq!(disk.flush().unwrap_err().raw_os_error(), Some(errno));
-    assert_eq!(flush(&mut Client::new(disk, 1)), Err(errno), "on other queues neither");
-    client.read(0, 8192);
-}
-
 #[test]
 fn after_a_failed_fdatasync_writing_fails_until_the_disk_is_opened_again() {
     for engine in ENGINES {
@@ -59,7 +45,7 @@ fn after_a_failed_fdatasync_writing_fails_until_the_disk_is_opened_again() {
                 _ => Verdict::Done,
             });
             assert_eq!(flush(&mut client), Err(errno), "aio={engine}");
-            all_writing_has_ended(&disk, &mut client, errno);
+            writing_has_ended(&disk, &mut client, errno);
             drop(client);
             drop(disk);
             let disk = open(&file, engine, "writeback");

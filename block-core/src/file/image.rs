@@ -109,6 +109,10 @@ impl ImageFile for FileDisk {
         Ok(Arc::new(Self::open_with(options)?))
     }
 
+    fn failed(&self) -> Option<i32> {
+        self.file.writable().err()
+    }
+
     fn cache_mode(&self) -> CacheMode {
         self.file.cache
     }

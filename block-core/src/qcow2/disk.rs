@@ -154,7 +154,15 @@ impl Shared {
     pub fn fail(&self, errno: i32, reason: &dyn std::fmt::Display) {
         if self.failed.compare_exchange(0, errno, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             let path = self.files[0].path().display();
-            tracing::error!(%path, %reason, "the image's metadata failed: writes fail until the disk is reopened");
+            tracing::error!(%path, %reason, "writes to the image fail until the disk is reopened");
+        }
+    }
+
+    /// After an error of the data file: where its writes have ended, so have those that are a matter of metadata alone.
+    #[cold]
+    pub fn look_at_failed_file(&self) {
+        if let Some(errno) = self.files[0].failed() {
+            self.fail(errno, &"its data could not be made durable");
         }
     }
 
@@ -242,7 +250,10 @@ impl Shared {
     fn contained<T>(&self, work: impl FnOnce() -> io::Result<T>) -> Result<T, i32> {
         match catch_unwind(AssertUnwindSafe(work)) {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(self.errno_of(&error)),
+            Ok(Err(error)) => {
+                self.look_at_failed_file();
+                Err(self.errno_of(&error))
+            }
             Err(_) => {
                 self.fail(libc::EIO, &"a panic, which is a bug");
                 Err(libc::EIO)

@@ -38,6 +38,15 @@ pub(super) enum Run {
     Compressed,
 }
 
+/// Why clusters were not given a place.
+#[derive(Debug)]
+pub(super) enum MapError {
+    /// The data could not be put there. What they were before, they still are.
+    Data(io::Error),
+    /// The metadata could not be changed, and nobody knows how far that got.
+    Metadata(io::Error),
+}
+
 fn corrupt(reason: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, reason.into())
 }
@@ -81,30 +90,34 @@ impl Image {
     /// `write` gets its offset and length and puts the data there; then they are mapped to it. Says where and how much.
     ///
     /// What they were before is still there while `write` runs, and afterwards if it fails.
+    ///
+    /// # Errors
+    ///
+    /// What `write` said, or else the image is not to be changed any more.
     pub fn map(
         &self,
         offset: u64,
         len: u64,
         write: impl FnOnce(u64, u64) -> io::Result<()>,
-    ) -> io::Result<(u64, u64)> {
-        let prepared = self.imago.prepare_data_mapping(offset, len, true)?;
+    ) -> Result<(u64, u64), MapError> {
+        let prepared = self.imago.prepare_data_mapping(offset, len, true).map_err(MapError::Metadata)?;
         let (host, len) = (prepared.offset(), prepared.length().min(len));
         if len == 0 {
-            return Err(corrupt("a mapping of nothing"));
+            return Err(MapError::Metadata(corrupt("a mapping of nothing")));
         }
-        write(host, len)?;
-        self.imago.commit_data_mapping(prepared)?;
+        write(host, len).map_err(MapError::Data)?;
+        self.imago.commit_data_mapping(prepared).map_err(MapError::Metadata)?;
         Ok((host, len))
     }
 
     /// Makes whole clusters read as zeroes and leaves them where they are: nobody else gets them. Says how many bytes of
-    /// the range that was, from its beginning.
+    /// the range that was, from its beginning. After an error the image is not to be changed any more.
     pub fn zero(&self, offset: u64, len: u64) -> io::Result<u64> {
         self.made(offset, self.imago.ensure_zero_mapping(offset, len)?)
     }
 
     /// Makes whole clusters read as zeroes and gives away where they were. Says how many bytes of the range that was,
-    /// from its beginning.
+    /// from its beginning. After an error the image is not to be changed any more.
     ///
     /// # Safety
     ///

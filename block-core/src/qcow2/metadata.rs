@@ -3,7 +3,7 @@
 use super::chain::{Content, Layer};
 use super::discarded::{Discarded, Waiting};
 use super::disk::Shared;
-use super::image::{Image, Run};
+use super::image::{Image, MapError, Run};
 use super::mailbox::{Answer, Job};
 use super::mapping::{Kind, Mapping, Table};
 use crate::file::CacheMode;
@@ -256,7 +256,7 @@ impl Metadata {
             Ok(())
         });
         (self.data_end, self.used_end) = (place.data_end, place.used_end);
-        let (host, len) = mapped.inspect_err(|error| refuse_if_corrupt(shared, error))?;
+        let (host, len) = mapped.map_err(|error| unmapped(shared, error))?;
         let mapping = Mapping::data(host).ok_or_else(|| corrupt("data at an offset that cannot be"))?;
         shared.dirty.store(true, Ordering::SeqCst);
         shared.counters().allocated.fetch_add((len >> bits) as usize, Ordering::Relaxed);
@@ -289,7 +289,7 @@ impl Metadata {
             place.data.write_at(host, &self.cluster)
         });
         (self.data_end, self.used_end) = (place.data_end, place.used_end);
-        let (host, _) = mapped.inspect_err(|error| refuse_if_corrupt(shared, error))?;
+        let (host, _) = mapped.map_err(|error| unmapped(shared, error))?;
         let mapping = Mapping::data(host).ok_or_else(|| corrupt("data at an offset that cannot be"))?;
         shared.dirty.store(true, Ordering::SeqCst);
         shared.counters().copied.fetch_add(1, Ordering::Relaxed);
@@ -363,7 +363,8 @@ impl Metadata {
         }
         self.before_allocating(shared)?;
         shared.dirty.store(true, Ordering::SeqCst);
-        let len = self.image()?.zero(cluster << bits, count << bits)?;
+        let zeroed = self.image()?.zero(cluster << bits, count << bits);
+        let len = zeroed.inspect_err(|error| end_writing(shared, error))?;
         let count = len.div_ceil(1 << bits);
         shared.table.correct(cluster, count, Mapping::ZERO);
         let range = cluster << bits..(cluster + count) << bits;
@@ -393,7 +394,8 @@ impl Metadata {
                 if run == Run::Zero {
                     shared.dirty.store(true, Ordering::SeqCst);
                     // SAFETY: no request is under way that found it in the table, and it reads as zeroes since.
-                    len = unsafe { image.give_away(at, len)? };
+                    let given = unsafe { image.give_away(at, len) };
+                    len = given.inspect_err(|error| end_writing(shared, error))?;
                     let clusters = (len >> shared.cluster_bits) as usize;
                     shared.counters().given_away.fetch_add(clusters, Ordering::Relaxed);
                     if let Some(host) = host
@@ -422,9 +424,7 @@ impl Metadata {
         shared.counters().flushes.fetch_add(1, Ordering::Relaxed);
         let durable = shared.cache != CacheMode::Unsafe;
         let image = self.image()?;
-        image.write_back(self.data(), durable).inspect_err(|error| {
-            shared.fail(error.raw_os_error().unwrap_or(libc::EIO), error);
-        })?;
+        image.write_back(self.data(), durable).inspect_err(|error| end_writing(shared, error))?;
         shared.dirty.store(false, Ordering::SeqCst);
         if image.pages.bytes_read() > self.memory_limit {
             image.forget()?;
@@ -459,28 +459,43 @@ impl Place<'_> {
         let end = host.checked_add(len).ok_or_else(|| corrupt("a cluster beyond the largest file"))?;
         let external = self.image.header.external_data_file();
         if !external && (host >> bits..end >> bits).any(|cluster| self.image.pages.is_metadata(cluster)) {
-            return Err(corrupt(format!("the cluster at {host:#x} is metadata and not counted as used")));
+            let error = corrupt(format!("the cluster at {host:#x} is metadata and not counted as used"));
+            end_writing(shared, &error);
+            return Err(error);
         }
         if self.image.pages.freed() {
             // imago has freed a table while it looked for a place, which may be this very one.
             let durable = shared.cache != CacheMode::Unsafe;
-            self.image.write_back(self.data, durable)?;
+            let written = self.image.write_back(self.data, durable);
+            written.inspect_err(|error| end_writing(shared, error))?;
         }
         if end > self.data_end {
-            let grown = if external { end } else { end.next_multiple_of(GROWTH) };
-            self.data.resize(grown).or_else(|_| self.data.resize(end))?;
-            self.data_end = grown.max(end);
+            let mut grown = if external { end } else { end.next_multiple_of(GROWTH) };
+            self.data.resize(grown).or_else(|_| {
+                grown = end;
+                self.data.resize(grown)
+            })?;
+            self.data_end = grown;
         }
         self.used_end = self.used_end.max(end);
         Ok(())
     }
 }
 
-/// An image whose refcounts are wrong is not to be written to any more.
-fn refuse_if_corrupt(shared: &Shared, error: &io::Error) {
-    if error.kind() == io::ErrorKind::InvalidData {
-        shared.fail(libc::EIO, error);
+/// Clusters have been given no place: writing ends if the metadata is not what it was before.
+fn unmapped(shared: &Shared, error: MapError) -> io::Error {
+    match error {
+        MapError::Data(error) => error,
+        MapError::Metadata(error) => {
+            end_writing(shared, &error);
+            error
+        }
     }
+}
+
+/// The metadata is wrong, or could not be changed or written as it should have been.
+fn end_writing(shared: &Shared, error: &io::Error) {
+    shared.fail(error.raw_os_error().unwrap_or(libc::EIO), error);
 }
 
 /// Reads what the guest sees through these layers.

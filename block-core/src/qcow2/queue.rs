@@ -282,7 +282,10 @@ impl Qcow2Queue {
         let slot = &mut self.slots[index as usize];
         let result = match slot.errno {
             0 => Ok(()),
-            errno => Err(RequestError { errno, offset: slot.offset, len: slot.len }),
+            errno => {
+                self.shared.look_at_failed_file();
+                Err(RequestError { errno, offset: slot.offset, len: slot.len })
+            }
         };
         if self.pin.end(slot.heap) && self.shared.to_give_away.load(Ordering::Relaxed) {
             self.shared.look_after();

@@ -3,6 +3,8 @@
 // Each file of tests is a program of its own, and uses its own part of this.
 #![allow(dead_code)]
 
+pub mod simulated;
+
 use block_core::{Disk, Registry};
 use fixtures::{QemuImg, qemu_img_or_skip};
 use std::path::{Path, PathBuf};

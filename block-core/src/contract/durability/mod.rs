@@ -6,9 +6,11 @@
 //! says which request wrote it, and where to. Once the disk is gone, [`History::check`] holds what is left against it:
 //! for each sector there is a set of requests that may have been the last, and nothing else may be found there.
 
+mod ended;
 mod history;
 mod workload;
 
+pub use ended::writing_has_ended;
 pub use history::{History, Loss, Promise};
 pub use workload::Workload;
 

@@ -28,6 +28,8 @@ pub struct Workload {
     pub blank: bool,
     /// Only multiples of 4096 bytes, as a guest with such blocks sends them.
     pub whole_pages: bool,
+    /// Goes on when a request has failed, as a guest does that has a use for what is left of its disk.
+    pub goes_on: bool,
 }
 
 /// A request that is pending, and its memory.
@@ -55,7 +57,7 @@ struct Running<'a> {
 impl Workload {
     /// One that most tests can use.
     pub fn new(seed: u64) -> Self {
-        Self { seed, requests: 120, depth: 12, queues: 2, blank: false, whole_pages: false }
+        Self { seed, requests: 120, depth: 12, queues: 2, blank: false, whole_pages: false, goes_on: false }
     }
 
     /// What a disk is to hold before, unless it is blank: every sector says where it is.
@@ -63,7 +65,8 @@ impl Workload {
         (0..capacity / SECTOR as u64).flat_map(|sector| stamp(self.seed, 0, sector)).collect()
     }
 
-    /// Runs it to its end, or until a request fails: the disk is then no longer what it was.
+    /// Runs it to its end; or until a request fails, unless it [goes on](Workload::goes_on): the disk is then no longer what
+    /// it was.
     ///
     /// `clock` says when things happen, to whoever ends the disk: it must not go backwards.
     ///
@@ -190,7 +193,7 @@ impl Running<'_> {
     }
 
     fn ended(&mut self, number: usize, result: RequestResult) {
-        self.failed |= result.is_err();
+        self.failed |= result.is_err() && !self.workload.goes_on;
         let completed = self.moment();
         self.history.records[number].completed = Some((completed, result));
     }

@@ -1,0 +1,243 @@
+//! A medium that fails under a qcow2 image: the request that needed it fails with its errno, nothing is lost that was
+//! promised, and the image stays one that opens and checks with leaks at most. Seeds as in `power_cuts.rs`.
+
+mod images;
+
+use block_core::contract::durability::{Workload, seeds, writing_has_ended};
+use block_core::contract::{Client, Memory, Random, pattern};
+use block_core::file::simulated::{Asked, SimulatedFile, Verdict};
+use block_core::{Operation, RequestFlags, RequestResult};
+use images::simulated::{ENGINES, Shapes, examine, keeps, open, promise};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What fails.
+#[derive(Clone, Copy, Debug)]
+enum Call {
+    Read,
+    Write,
+    Zero,
+    SetLen,
+    Sync,
+}
+
+impl Call {
+    const ALL: [Self; 5] = [Self::Read, Self::Write, Self::Zero, Self::SetLen, Self::Sync];
+
+    fn is(self, asked: &Asked) -> bool {
+        match self {
+            Self::Read => matches!(asked, Asked::Read { .. }),
+            Self::Write => matches!(asked, Asked::Write { .. }),
+            Self::Zero => matches!(asked, Asked::Zero { .. }),
+            Self::SetLen => matches!(asked, Asked::SetLen(_)),
+            Self::Sync => matches!(asked, Asked::Sync),
+        }
+    }
+}
+
+/// One call fails in some runs, in others several in a row, or all from then on.
+#[test]
+fn whatever_call_fails_the_request_does_and_nothing_is_lost_that_was_promised() {
+    let Some(shapes) = Shapes::new() else { return };
+    let seeds = seeds(200);
+    let (mut failed, all) = (0, seeds.clone().count());
+    for seed in seeds {
+        let mut random = Random::new(seed);
+        let cache = random.one_of(&["writeback", "none", "writethrough", "directsync"]);
+        let engine = random.one_of(&ENGINES);
+        let call = random.one_of(&Call::ALL);
+        let errno = random.one_of(&[libc::EIO, libc::ENOSPC]);
+        let early = random.one_of(&[3, 20, 200]);
+        let first = random.below(early);
+        let last = first + random.one_of(&[0, 0, 5, u64::MAX / 2]);
+        let what = format!(
+            "{call:?} number {first} to {last} fails, cache={cache},aio={engine}, RINGPAIR_SEED={seed}"
+        );
+        eprintln!("{what}");
+        let (shape, file) = shapes.file(random.below(100));
+        let workload = Workload { blank: true, requests: 90, goes_on: true, ..Workload::new(seed) };
+        let disk = open(&file, &format!("cache={cache},aio={engine}")).unwrap();
+        let mut number = 0;
+        file.hook(move |asked| {
+            let this = number;
+            number += u64::from(call.is(asked));
+            if call.is(asked) && (first..=last).contains(&this) {
+                Verdict::Fail(errno)
+            } else {
+                Verdict::Done
+            }
+        });
+        let history = workload.run(&disk, &|| file.now());
+        drop(disk);
+        failed += usize::from(history.failures().next().is_some());
+        for failure in history.failures() {
+            assert_eq!(failure.errno, errno, "{what}, {shape}");
+        }
+        keeps(&file, &history, promise(cache), seed, 4)
+            .unwrap_or_else(|error| panic!("{what}, {shape}: {error}"));
+    }
+    assert!(failed * 2 > all, "only {failed} of {all} runs had anything fail");
+}
+
+fn write(client: &mut Client, offset: u64, flags: RequestFlags) -> RequestResult {
+    client.write_from(offset, &mut Memory::holding(&pattern(1, offset, 8192), 0), &[8192], flags)
+}
+
+fn flush(client: &mut Client) -> Result<(), i32> {
+    client.run(Operation::Flush, (0, 0), RequestFlags::NONE).map_err(|error| error.errno)
+}
+
+/// The image is whole and holds these 8 KiB that have been written; it can be opened again, written to and flushed.
+fn is_whole_and_holds(file: &SimulatedFile, written: &[u64]) {
+    let held = examine(file.contents()).unwrap();
+    for &offset in written {
+        assert!(held[offset as usize..][..8192] == pattern(1, offset, 8192), "what was written to {offset}");
+    }
+    file.hook(|_| Verdict::Done);
+    let disk = open(file, "cache=writeback").unwrap();
+    let mut client = Client::new(&disk, 1);
+    assert_eq!(write(&mut client, 0, RequestFlags::FUA), Ok(()));
+    assert_eq!(flush(&mut client), Ok(()));
+}
+
+/// An image of each shape on each engine in each cache mode of these.
+fn each(caches: &[&str], test: impl Fn(&SimulatedFile, &str)) {
+    let Some(shapes) = Shapes::new() else { return };
+    for (engine, shape) in ENGINES.into_iter().flat_map(|engine| [0, 1, 2].map(|shape| (engine, shape))) {
+        for cache in caches {
+            let (options, file) = shapes.file(shape);
+            eprintln!("{options}, cache={cache},aio={engine}");
+            test(&file, &format!("cache={cache},aio={engine}"));
+        }
+    }
+}
+
+#[test]
+fn after_a_failed_fdatasync_writing_fails_until_the_disk_is_opened_again() {
+    // Of an image whose metadata has changed, and of one of which only the data has.
+    for (errno, changed) in
+        [(libc::EIO, true), (libc::EIO, false), (libc::ENOSPC, true), (libc::ENOSPC, false)]
+    {
+        each(&["writeback", "none"], |file, options| {
+            let disk = open(file, options).unwrap();
+            let mut client = Client::new(&disk, 4);
+            assert_eq!(write(&mut client, 0, RequestFlags::NONE), Ok(()));
+            assert_eq!(flush(&mut client), Ok(()));
+            assert_eq!(write(&mut client, if changed { 131_072 } else { 0 }, RequestFlags::NONE), Ok(()));
+            let mut failures = 1;
+            file.hook(move |asked| match asked {
+                // Once: what follows would succeed, if it were asked for.
+                Asked::Sync if failures > 0 => {
+                    failures -= 1;
+                    Verdict::Fail(errno)
+                }
+                _ => Verdict::Done,
+            });
+            assert_eq!(flush(&mut client), Err(errno));
+            writing_has_ended(&disk, &mut client, errno);
+            drop(client);
+            drop(disk);
+            is_whole_and_holds(file, &[0]);
+        });
+    }
+}
+
+#[test]
+fn a_durable_write_into_place_that_fails_with_eio_ends_writing_too() {
+    each(&["none", "writethrough"], |file, options| {
+        let disk = open(file, options).unwrap();
+        let mut client = Client::new(&disk, 4);
+        assert_eq!(write(&mut client, 0, RequestFlags::FUA), Ok(()));
+        assert_eq!(flush(&mut client), Ok(()));
+        file.hook(|asked| match asked {
+            Asked::Write { dsync: true, .. } => Verdict::Fail(libc::EIO),
+            _ => Verdict::Done,
+        });
+        let failed = write(&mut client, 0, RequestFlags::FUA).map_err(|error| error.errno);
+        assert_eq!(failed, Err(libc::EIO));
+        file.hook(|_| Verdict::Done);
+        writing_has_ended(&disk, &mut client, libc::EIO);
+        drop(client);
+        drop(disk);
+        is_whole_and_holds(file, &[]);
+    });
+}
+
+#[test]
+fn metadata_that_cannot_be_written_fails_the_flush_and_ends_writing() {
+    for errno in [libc::EIO, libc::ENOSPC] {
+        each(&["writeback"], |file, options| {
+            let disk = open(file, options).unwrap();
+            let mut client = Client::new(&disk, 4);
+            assert_eq!(write(&mut client, 0, RequestFlags::NONE), Ok(()));
+            assert_eq!(flush(&mut client), Ok(()));
+            assert_eq!(write(&mut client, 131_072, RequestFlags::NONE), Ok(()));
+            let mut failures = 1;
+            file.hook(move |asked| match asked {
+                Asked::Write { .. } if failures > 0 => {
+                    failures -= 1;
+                    Verdict::Fail(errno)
+                }
+                _ => Verdict::Done,
+            });
+            assert_eq!(flush(&mut client), Err(errno));
+            writing_has_ended(&disk, &mut client, errno);
+            drop(client);
+            drop(disk);
+            is_whole_and_holds(file, &[0]);
+        });
+    }
+}
+
+#[test]
+fn where_the_file_cannot_grow_a_write_that_needs_it_fails_and_those_that_do_not_go_on() {
+    each(&["writeback", "none", "writethrough"], |file, options| {
+        let disk = open(file, options).unwrap();
+        let mut client = Client::new(&disk, 4);
+        let full = Arc::new(AtomicBool::new(true));
+        let is_full = full.clone();
+        file.hook(move |asked| match asked {
+            Asked::SetLen(_) if is_full.load(Ordering::Relaxed) => Verdict::Fail(libc::ENOSPC),
+            _ => Verdict::Done,
+        });
+        let failed = write(&mut client, 131_072, RequestFlags::NONE).map_err(|error| error.errno);
+        assert_eq!(failed, Err(libc::ENOSPC));
+        assert_eq!(flush(&mut client), Ok(()));
+        // Somebody has made room.
+        full.store(false, Ordering::Relaxed);
+        assert_eq!(write(&mut client, 0, RequestFlags::NONE), Ok(()));
+        assert_eq!(flush(&mut client), Ok(()));
+        full.store(true, Ordering::Relaxed);
+        assert_eq!(write(&mut client, 0, RequestFlags::NONE), Ok(()), "it has its place");
+        assert_eq!(flush(&mut client), Ok(()));
+        drop(client);
+        drop(disk);
+        is_whole_and_holds(file, &[0]);
+    });
+}
+
+#[test]
+fn metadata_that_cannot_be_read_fails_the_request_that_needs_it() {
+    each(&["writeback"], |file, options| {
+        let disk = open(file, options).unwrap();
+        assert_eq!(write(&mut Client::new(&disk, 4), 0, RequestFlags::FUA), Ok(()));
+        drop(disk);
+        let disk = open(file, options).unwrap();
+        file.hook(
+            |asked| {
+                if matches!(asked, Asked::Read { .. }) { Verdict::Fail(libc::EIO) } else { Verdict::Done }
+            },
+        );
+        let mut client = Client::new(&disk, 4);
+        let mut memory = Memory::new(8192, 0, 0);
+        let failed = client.read_into(0, &mut memory, &[8192]).map_err(|error| error.errno);
+        assert_eq!(failed, Err(libc::EIO));
+        assert_eq!(write(&mut client, 0, RequestFlags::NONE).map_err(|error| error.errno), Err(libc::EIO));
+        file.hook(|_| Verdict::Done);
+        assert_eq!(client.read(0, 8192), pattern(1, 0, 8192), "once it can be read");
+        assert_eq!(write(&mut client, 0, RequestFlags::NONE), Ok(()), "nothing had been changed yet");
+        drop(client);
+        drop(disk);
+        is_whole_and_holds(file, &[0]);
+    });
+}
