@@ -241,3 +241,69 @@ fn metadata_that_cannot_be_read_fails_the_request_that_needs_it() {
         is_whole_and_holds(file, &[0]);
     });
 }
+
+/// A bug in the metadata's work, or in what it is built from: at the next call of a kind, the thread panics.
+fn panic_at_next(file: &SimulatedFile, call: Call) {
+    let mut panics = 1;
+    file.hook(move |asked| {
+        if call.is(asked) && panics > 0 {
+            panics = 0;
+            panic!("as asked for by the test, at {asked:?}");
+        }
+        Verdict::Done
+    });
+}
+
+/// `work` fails when the thread panics in it, at each of these calls; what had been flushed is there, and what is known
+/// can be read on.
+fn a_panic_is_contained(
+    calls: &[Call],
+    before: impl Fn(&mut Client),
+    work: impl Fn(&mut Client) -> Result<(), i32>,
+) {
+    for call in calls {
+        each(&["writeback", "none"], |file, options| {
+            let disk = open(file, options).unwrap();
+            let mut client = Client::new(&disk, 4);
+            assert_eq!(write(&mut client, 0, RequestFlags::NONE), Ok(()));
+            assert_eq!(write(&mut client, 131_072, RequestFlags::NONE), Ok(()));
+            assert_eq!(flush(&mut client), Ok(()));
+            drop(client);
+            drop(disk);
+            let disk = open(file, options).unwrap();
+            let mut client = Client::new(&disk, 4);
+            before(&mut client);
+            panic_at_next(file, *call);
+            assert_eq!(work(&mut client), Err(libc::EIO), "a panic at {call:?}");
+            writing_has_ended(&disk, &mut client, libc::EIO);
+            assert_eq!(client.read(0, 8192), pattern(1, 0, 8192));
+            assert_eq!(Client::new(&disk, 1).read(0, 8192), pattern(1, 0, 8192));
+            drop(client);
+            drop(disk);
+            is_whole_and_holds(file, &[0, 131_072]);
+        });
+    }
+}
+
+#[test]
+fn a_panic_while_a_mapping_is_looked_up_fails_the_read_and_ends_writing() {
+    let read = |client: &mut Client| {
+        let mut memory = Memory::new(8192, 0, 0);
+        client.read_into(131_072, &mut memory, &[8192]).map_err(|error| error.errno)
+    };
+    a_panic_is_contained(&[Call::Read], |_| (), read);
+}
+
+#[test]
+fn a_panic_while_a_cluster_is_allocated_fails_the_write_and_ends_writing() {
+    let known = |client: &mut Client| drop(client.read(0, 8192));
+    let allocate =
+        |client: &mut Client| write(client, 196_608, RequestFlags::NONE).map_err(|error| error.errno);
+    a_panic_is_contained(&[Call::Read, Call::SetLen], known, allocate);
+}
+
+#[test]
+fn a_panic_while_metadata_is_written_back_fails_the_flush_and_ends_writing() {
+    let change = |client: &mut Client| assert_eq!(write(client, 196_608, RequestFlags::NONE), Ok(()));
+    a_panic_is_contained(&[Call::Write, Call::Sync], change, flush);
+}
