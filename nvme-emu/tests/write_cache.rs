@@ -6,6 +6,7 @@ mod host;
 use block_core::{Operation, RequestError, RequestFlags};
 use host::gate_disk::{GateDisk, Taken};
 use host::{Host, disk};
+use nvme_emu::pci::Call;
 use nvme_spec::nvm_command::{DatasetManagement, DatasetManagementRange, ReadWrite, WriteZeroes};
 use nvme_spec::{AdminOpcode, NvmOpcode, Status, SubmissionQueueEntry};
 use std::sync::Arc;
@@ -150,33 +151,66 @@ fn a_flush_that_fails_is_the_commands_failure_and_the_cache_is_off() {
     assert_eq!(host.completion(0).status().code(), Status::WRITE_FAULT);
     assert_eq!(cache(&mut host), 0);
     assert!(fua_of(&mut host, &gate, write(page, false)));
+    // Nothing has become durable by the failure: asked again, it flushes again.
+    switch_off(&mut host, &gate);
 }
 
-#[test]
-fn a_reset_switches_it_on_again() {
-    let (mut host, gate, page) = gated();
-    switch_off(&mut host, &gate);
+/// Resets the controller by CC.EN and enables it again.
+fn reset(host: &mut Host) {
     host.disable();
     host.wait("CSTS.RDY to drop", |host| !host.csts().rdy());
     host.enable();
     host.create_queue(1);
+}
+
+#[test]
+fn a_reset_switches_it_on_again_and_it_is_used_when_the_host_says_so() {
+    let (mut host, gate, page) = gated();
+    switch_off(&mut host, &gate);
+    reset(&mut host);
     assert_eq!(cache(&mut host), 1);
+    assert!(fua_of(&mut host, &gate, write(page, false)), "a host that takes it for off loses its write");
+    assert_eq!(host.status(0, set_cache(false)), Status::SUCCESS);
+    assert!(gate.waiting().is_empty(), "there was nothing to flush");
+    reset(&mut host);
+    assert_eq!(host.status(0, set_cache(true)), Status::SUCCESS);
+    assert!(!fua_of(&mut host, &gate, write(page, false)));
+    reset(&mut host);
     assert!(!fua_of(&mut host, &gate, write(page, false)));
     switch_off(&mut host, &gate);
 }
 
 #[test]
+fn a_device_reset_by_the_vmm_and_another_client_are_another_host() {
+    for call in [Call::Reset, Call::Disconnect] {
+        let (mut host, gate, page) = gated();
+        switch_off(&mut host, &gate);
+        let client_leaves = matches!(call, Call::Disconnect);
+        host.call(call).unwrap();
+        host.wait("CSTS.RDY to drop", |host| !host.csts().rdy());
+        if client_leaves {
+            host.map_ram().unwrap();
+        }
+        host.enable();
+        host.create_queue(1);
+        assert_eq!(cache(&mut host), 1);
+        assert!(!fua_of(&mut host, &gate, write(page, false)));
+        switch_off(&mut host, &gate);
+    }
+}
+
+#[test]
 fn a_reset_takes_the_command_with_it() {
-    let (mut host, gate, _) = gated();
+    let (mut host, gate, page) = gated();
     host.submit(0, set_cache(false));
     assert_eq!(one(&host, &gate).operation, Operation::Flush);
-    host.disable();
-    host.wait("CSTS.RDY to drop", |host| !host.csts().rdy());
-    host.enable();
+    reset(&mut host);
     gate.release(Ok(()));
     std::thread::sleep(SOON);
     assert!(host.poll(0).is_none(), "the completion of a command from before the reset");
     assert_eq!(cache(&mut host), 1);
+    assert!(!fua_of(&mut host, &gate, write(page, false)));
+    switch_off(&mut host, &gate);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What nvme-cli and fio in a stock Debian guest find on a ringpair controller.
 
-use fixtures::{Guest, guest_or_skip};
+use fixtures::{Guest, PageCache, guest_or_skip};
 use serde_json::Value;
 use std::time::Duration;
 
@@ -19,6 +19,9 @@ fn commands_answer_as_the_specification_says() {
     errors_are_reported(&guest, &devices[1]);
     discards(&guest, &devices[1]);
     verified_by_fio(&guest, &devices[0]);
+    if let Some(cache) = PageCache::of_or_skip(&served.path("disk0")) {
+        write_cache_is_switched(&guest, &devices[0], &cache);
+    }
     let log = guest.console();
     for complaint in ["timeout", "I/O Error", "Call Trace", "completion polled"] {
         assert!(!log.contains(complaint), "the kernel complains: {log}");
@@ -163,4 +166,51 @@ fn verified_by_fio(guest: &Guest, device: &str) {
             format!("fio --name=verify --filename=/dev/{device} {common} {sizes} --ioengine={engine}");
         guest.check_within(&command, Duration::from_secs(90)).expect("fio finds what it wrote");
     }
+}
+
+/// Set Features 06h, and what Linux makes of it: it asks whether there is a cache when it identifies the controller, and
+/// never for the feature. Who switches the cache off tells Linux by `queue/write_cache`; from then on it sends neither
+/// flush nor FUA.
+fn write_cache_is_switched(guest: &Guest, device: &str, cache: &PageCache) {
+    let run = |command: &str| guest.check(command).expect("it runs");
+    let switch = |on: u8| run(&format!("nvme set-feature /dev/nvme0 --feature-id=6 --value={on}"));
+    let feature = || {
+        let text = run("nvme get-feature /dev/nvme0 --feature-id=6");
+        let value = text.trim().rsplit(':').next().map(|value| value.trim_start_matches("0x"));
+        u32::from_str_radix(value.expect("a value"), 16).expect("a number")
+    };
+    let attribute = format!("/sys/block/{device}/queue/write_cache");
+    let linux = || run(&format!("cat {attribute}")).trim().to_owned();
+    let tell_linux = |what: &str| run(&format!("echo '{what}' >{attribute}"));
+    let dd = format!("dd if=/dev/urandom of=/dev/{device} bs=64k count=4");
+    // Without a flush afterwards, and with one, if Linux sends one.
+    let (write, write_and_sync) = (format!("{dd} oflag=direct"), format!("{dd} conv=fsync"));
+    let lost_after = |command: &str| {
+        run(command);
+        cache.lost_pages().expect("the kernel says it")
+    };
+    // Sometimes the host's kernel is faster.
+    let loses = |command: &str| (0..5).any(|_| lost_after(command) > 0);
+
+    assert_eq!((linux().as_str(), feature()), ("write back", 1));
+    assert_eq!(lost_after(&write_and_sync), 0, "a flush");
+    assert!(loses(&write), "cache=writeback has a cache");
+
+    switch(0);
+    assert_eq!(cache.lost_pages().expect("the kernel says it"), 0, "what was in the cache");
+    assert_eq!(lost_after(&write), 0, "a write with the cache off");
+    run("nvme ns-rescan /dev/nvme0");
+    assert_eq!((linux().as_str(), feature()), ("write back", 0), "Linux does not ask");
+
+    tell_linux("write through");
+    assert_eq!(lost_after(&write_and_sync), 0, "fsync without a flush, with the cache off");
+    // A reset brings the feature's default back, and Linux keeps to what it was told.
+    run("nvme reset /dev/nvme0");
+    assert_eq!((linux().as_str(), feature()), ("write through", 1));
+    assert_eq!(lost_after(&write_and_sync), 0, "fsync without a flush, after a reset");
+
+    switch(1);
+    assert!(loses(&write_and_sync), "Linux sends no flush when it takes the disk for write through");
+    tell_linux("write back");
+    assert_eq!(lost_after(&write_and_sync), 0, "a flush");
 }

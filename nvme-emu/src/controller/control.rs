@@ -3,6 +3,7 @@
 use super::interrupts::Vectors;
 use super::queues::Queues;
 use super::shared::{Finding, Shared};
+use super::write_cache::WriteCache;
 use crate::admin::{self, Admin, AsyncEvent, CommandError, HostBuffer, IoCounters, Machine, Outcome};
 use crate::controller::ControllerCounters;
 use crate::faults::Verdict;
@@ -13,6 +14,8 @@ use crate::reactor::message::{ControllerIndex, Message, ShardRequest, Ticket, Tu
 use crate::subsystem::Subsystem;
 use crate::transfer::{SegmentList, Walker};
 use crossbeam::channel::{Receiver, Sender};
+use nvme_spec::admin_command::SetFeatures;
+use nvme_spec::feature::fid;
 use nvme_spec::identify::Sgls;
 use nvme_spec::log_page::ParameterErrorLocation;
 use nvme_spec::{Status, SubmissionQueueEntry};
@@ -72,8 +75,7 @@ pub(crate) struct Controller {
     pub(super) after_reset: Vec<Then>,
     pub(super) queues: Queues,
     pub(super) max_transfer: u32,
-    /// Whether reactors let writes stay in a volatile cache.
-    pub(super) write_cache: bool,
+    pub(super) write_cache: WriteCache,
     pub(super) warned_of_private_memory: bool,
 }
 
@@ -90,7 +92,7 @@ impl Controller {
             after_reset: Vec::new(),
             queues: Queues::default(),
             max_transfer,
-            write_cache: true,
+            write_cache: WriteCache::default(),
             warned_of_private_memory: false,
         }
     }
@@ -109,7 +111,7 @@ impl Controller {
         let coalescing = features.interrupt_coalescing();
         Tuning {
             burst: features.arbitration().arbitration_burst().unwrap_or(u32::MAX),
-            write_cache: features.volatile_write_cache(),
+            write_cache: features.volatile_write_cache() && !self.write_cache.is_unused(),
             coalescing_threshold: coalescing.aggregation_threshold(),
             coalescing_time_us: u32::try_from(coalescing.aggregation_time().as_micros()).unwrap_or(u32::MAX),
             coalescing_disabled: (0..=self.shared.io_queues)
@@ -279,6 +281,7 @@ impl Control {
                 answer(Ok(()));
             }
             Call::Reset => {
+                self.controllers[index].write_cache.allow();
                 self.function_reset(index);
                 answer(Ok(()));
             }
@@ -371,21 +374,30 @@ impl Control {
     /// cache off, when everything that is in there is durable: from then on, whatever has completed is.
     fn tune(&mut self, index: ControllerIndex, sqe: &SubmissionQueueEntry, dw0: u32) {
         let controller = &mut self.controllers[index];
+        let mut emptying = None;
+        if sqe.dwords::<SetFeatures>().fid() == fid::VOLATILE_WRITE_CACHE {
+            if controller.admin.features().volatile_write_cache() {
+                controller.write_cache.allow();
+            } else {
+                emptying = controller.write_cache.switched_off();
+            }
+        }
         let (tuning, home) = (controller.tuning(), controller.shared.home);
-        let had_cache = std::mem::replace(&mut controller.write_cache, tuning.write_cache);
-        let flush = had_cache && !tuning.write_cache;
         let disables = controller.handled_disables;
         let sqe = *sqe;
         let complete = move |control: &mut Self, result: Result<(), i32>| {
-            let controller = &control.controllers[index];
+            let controller = &mut control.controllers[index];
             // A reset that has overtaken it has taken the command with it.
             if controller.handled_disables == disables && controller.state == State::Enabled {
+                if let (Some(emptying), Ok(())) = (emptying, result) {
+                    controller.write_cache.emptied(emptying);
+                }
                 let result = result.map(|()| dw0).map_err(|_| Status::WRITE_FAULT);
                 control.complete(index, &sqe, result);
             }
         };
         let then: Then = Box::new(move |control, _| {
-            if flush {
+            if emptying.is_some() {
                 control.ask(index, home, ShardRequest::FlushAll, Box::new(complete));
             } else {
                 complete(control, Ok(()));

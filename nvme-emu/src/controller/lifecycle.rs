@@ -63,7 +63,6 @@ impl Control {
         }
         controller.state = State::Enabling;
         let tuning = controller.tuning();
-        controller.write_cache = tuning.write_cache;
         let subsystem = controller.subsystem();
         let max_transfer = controller.max_transfer;
         let parameters = || {
@@ -205,7 +204,9 @@ impl Control {
         let orderly = controller.state == State::Disabled || csts.shst() == ShutdownStatus::Complete;
         self.function_reset(index);
         let then: Then = Box::new(move |control, _| {
-            control.controllers[index].admin.power_cycle(orderly);
+            let controller = &mut control.controllers[index];
+            controller.admin.power_cycle(orderly);
+            controller.write_cache.allow();
             let then: Answer = Box::new(move |_| answer(Ok(())));
             control.drop_interrupts(index);
             control.unmap_dma(index, None, then);

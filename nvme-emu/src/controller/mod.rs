@@ -8,6 +8,7 @@
 //! * [`lifecycle`]: enable, disable, resets, shutdown;
 //! * [`queues`]: the admin commands about queues: create, delete, abort, doorbell buffers;
 //! * [`dma`]: guest memory coming and going;
+//! * [`write_cache`]: the switch of the volatile write cache, over resets;
 //! * [`registers`], [`interrupts`], [`counters`], [`shared`]: what other threads see.
 
 pub(crate) mod control;
@@ -18,5 +19,6 @@ pub(crate) mod lifecycle;
 pub(crate) mod queues;
 pub(crate) mod registers;
 pub(crate) mod shared;
+pub(crate) mod write_cache;
 
 pub use counters::ControllerCounters;
