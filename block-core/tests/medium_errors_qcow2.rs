@@ -6,7 +6,7 @@ mod images;
 use block_core::contract::durability::{Workload, seeds, writing_has_ended};
 use block_core::contract::{Client, Memory, Random, pattern};
 use block_core::file::simulated::{Asked, SimulatedFile, Verdict};
-use block_core::{Operation, RequestFlags, RequestResult};
+use block_core::{Disk, Operation, RequestFlags, RequestResult};
 use images::simulated::{ENGINES, Shapes, examine, keeps, open, promise};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -239,6 +239,32 @@ fn metadata_that_cannot_be_read_fails_the_request_that_needs_it() {
         drop(client);
         drop(disk);
         is_whole_and_holds(file, &[0]);
+    });
+}
+
+#[test]
+fn a_request_in_more_pieces_than_the_queue_is_deep_fails_once() {
+    each(&["writeback", "none"], |file, options| {
+        let disk = open(file, options).unwrap();
+        let mut client = Client::new(&disk, 2);
+        // Each cluster before the one that precedes it.
+        let cluster = disk.info().discard_granularity as usize;
+        for number in (0..8).rev() {
+            client.write((number * cluster) as u64, &pattern(1, 0, cluster));
+        }
+        file.hook(
+            |asked| {
+                if matches!(asked, Asked::Read { .. }) { Verdict::Fail(libc::EIO) } else { Verdict::Done }
+            },
+        );
+        for _ in 0..3 {
+            let mut memory = Memory::new(8 * cluster, 0, 0);
+            let failed = client.read_into(0, &mut memory, &[8 * cluster]).map_err(|error| error.errno);
+            assert_eq!(failed, Err(libc::EIO));
+            assert_eq!(client.poll().len(), 0, "it completes once");
+        }
+        file.hook(|_| Verdict::Done);
+        client.read(0, 8 * cluster);
     });
 }
 

@@ -61,6 +61,8 @@ struct Slot {
     pieces: u32,
     /// With the mailbox.
     handed_over: bool,
+    /// Among the stalled ones, which name it until they have had their turn.
+    stalled: bool,
     /// What is left to be sent.
     transfer: Transfer,
     /// The first errno.
@@ -84,6 +86,7 @@ impl Qcow2Queue {
             sync_last: false,
             pieces: 0,
             handed_over: false,
+            stalled: false,
             transfer: Transfer::with_usual_room(),
             errno: 0,
         };
@@ -245,6 +248,7 @@ impl Qcow2Queue {
             let slot = &mut self.slots[index as usize];
             match submission {
                 Submission::Full => {
+                    slot.stalled = true;
                     self.stalled.push(index);
                     return;
                 }
@@ -266,7 +270,8 @@ impl Qcow2Queue {
     #[inline]
     fn settle(&mut self, index: u32) -> Option<RequestResult> {
         let slot = &mut self.slots[index as usize];
-        if slot.pieces > 0 || slot.handed_over || (slot.transfer.left > 0 && slot.errno == 0) {
+        if slot.pieces > 0 || slot.handed_over || slot.stalled || (slot.transfer.left > 0 && slot.errno == 0)
+        {
             return None;
         }
         if slot.errno == 0 && std::mem::take(&mut slot.sync_last) {
@@ -350,6 +355,7 @@ impl Qcow2Queue {
     fn go_on_with_stalled(&mut self, completions: &mut Vec<Completion>) {
         for _ in 0..self.stalled.len() {
             let index = self.stalled.remove(0);
+            self.slots[index as usize].stalled = false;
             self.go_on(index, Mapping::UNKNOWN);
             self.settle_into(index, completions);
         }
