@@ -70,8 +70,8 @@ impl Default for Registry {
 
 /// A file, in the format that its name says.
 fn open_file(spec: DiskSpec) -> Result<Arc<dyn Disk>, OpenError> {
-    match format::take(&mut spec.clone())? {
-        Format::Raw { .. } => Ok(Arc::new(FileDisk::open(spec)?)),
+    match format::take(&mut spec.clone())?.unwrap_or_else(|| format::of_name(spec.location())) {
+        Format::Raw => Ok(Arc::new(FileDisk::open(spec)?)),
         Format::Qcow2 => Ok(Arc::new(Qcow2Disk::open(spec)?)),
     }
 }

@@ -133,69 +133,6 @@ fn a_raw_external_data_file_stays_one() {
 }
 
 #[test]
-fn the_backing_file_is_found_beside_the_image_and_can_be_another() {
-    let Some(images) = Images::new() else { return };
-    std::fs::create_dir(images.path("base")).unwrap();
-    std::fs::write(images.path("base/a.img"), vec![1; 1 << 20]).unwrap();
-    std::fs::write(images.path("b.img"), vec![2; 1 << 20]).unwrap();
-    let path = images.create("disk.qcow2", "backing_file=base/a.img,backing_fmt=raw", "1M");
-    let first = |options: &str| Client::new(&*open(&path, options).unwrap(), 1).read(5000, 3);
-    assert_eq!(first(""), [1; 3]);
-    let other = images.path("b.img");
-    assert_eq!(first(&format!(",backing={}", other.display())), [2; 3]);
-    assert_eq!(first(&format!(",backing={},backing-format=raw", other.display())), [2; 3]);
-    refused(&path, &format!(",backing={},backing-format=qcow2", other.display()), &["not a qcow2 image"]);
-    refused(&path, ",backing-format=raw", &["backing="]);
-    refused(&path, ",backing=missing.img", &["missing.img", "No such file"]);
-    std::fs::remove_file(images.path("base/a.img")).unwrap();
-    refused(&path, "", &["base/a.img", "No such file"]);
-}
-
-#[test]
-fn a_backing_file_of_no_said_format_is_what_its_name_says_if_its_header_agrees() {
-    let Some(images) = Images::new() else { return };
-    let path = images.create("disk.qcow2", "", "1M");
-    let set_backing = |name: &str| images.qemu_img(&["rebase", "-u", "-b", name, "-F", "raw", "disk.qcow2"]);
-    let forget_format = || {
-        // The extension's type, which comes first in what qemu-img writes.
-        let header = bytes(&path, 0, 512);
-        let at = header.windows(4).position(|w| w == [0xe2, 0x79, 0x2a, 0xca]).unwrap();
-        patch(&path, at as u64, &[0x11, 0x22, 0x33, 0x44]);
-    };
-    std::fs::write(images.path("base.img"), vec![9; 1 << 20]).unwrap();
-    images.create("image.qcow2", "", "1M");
-    std::fs::copy(images.path("image.qcow2"), images.path("turned.img")).unwrap();
-    std::fs::write(images.path("raw.qcow2"), vec![9; 1 << 20]).unwrap();
-    for (name, opens) in
-        [("base.img", true), ("image.qcow2", true), ("turned.img", false), ("raw.qcow2", false)]
-    {
-        set_backing(name);
-        forget_format();
-        if opens {
-            open(&path, "").unwrap();
-        } else {
-            refused(&path, "", &[name, "backing-format="]);
-        }
-    }
-}
-
-#[test]
-fn loops_and_names_that_are_no_files_are_refused() {
-    let Some(images) = Images::new() else { return };
-    let path = images.create("a.qcow2", "", "1M");
-    images.create("b.qcow2", "backing_file=a.qcow2,backing_fmt=qcow2", "1M");
-    let set = |name: &str| images.qemu_img(&["rebase", "-u", "-b", name, "-F", "qcow2", "a.qcow2"]);
-    set("a.qcow2");
-    refused(&path, ",readonly=on", &["its own backing file"]);
-    set("b.qcow2");
-    refused(&path, ",readonly=on", &["its own backing file"]);
-    set("json:{\"driver\":\"qcow2\",\"file\":{\"filename\":\"b.qcow2\"}}");
-    refused(&path, "", &["json:", "only files"]);
-    set("nbd://example.org/x");
-    refused(&path, "", &["nbd://", "only files"]);
-}
-
-#[test]
 fn a_chain_of_64_backing_files_works() {
     let Some(images) = Images::new() else { return };
     let data = pattern(3, 0, 1 << 20);

@@ -566,21 +566,7 @@ fn a_chain_that_loops_or_leads_nowhere_is_refused() {
     }
     succeed(&["img", "create", "-f", "qcow2", "-u", "-b", "nbd://host/disk", "-F", "raw", &one, "1M"]);
     let error = fail(1, &["img", "map", &one]);
-    assert!(error.contains("`nbd://host/disk`, which is no file's name"), "{error}");
-    // Without a format in the image, a raw file that looks like an image is not taken for one.
-    let Some(qemu) = qemu_img_or_skip() else { return };
-    let (base, top) = (folder.text("base.img"), folder.text("top.qcow2"));
-    qemu.ok(&["create", "-q", "-f", "qcow2", &base, "1M"]);
-    qemu.ok(&["create", "-q", "-f", "qcow2", "-b", &base, "-F", "qcow2", &top]);
-    let mut bytes = contents(top.as_ref());
-    let format = bytes
-        .windows(4)
-        .position(|word| word == [0xe2, 0x79, 0x2a, 0xca])
-        .expect("the backing file's format");
-    bytes[format] = 0;
-    fs::write(&top, bytes).expect("a file");
-    let error = fail(1, &["img", "map", &top]);
-    assert!(error.contains("which format its backing file") && error.contains("rebase -u"), "{error}");
+    assert!(error.contains("`nbd://host/disk`: only files of this host"), "{error}");
 }
 
 #[test]

@@ -52,10 +52,10 @@ pub(super) struct FileOptions {
 impl FileOptions {
     /// Takes the options of a raw disk out of a spec, of which nothing may then be left.
     pub fn take(mut spec: DiskSpec) -> Result<Self, OpenError> {
-        let content = match format::take(&mut spec)? {
-            Format::Raw { said: false } => Content::Raw,
-            Format::Raw { said: true } => Content::SaidRaw,
-            Format::Qcow2 => {
+        let content = match (format::take(&mut spec)?, format::of_name(spec.location())) {
+            (Some(Format::Raw), _) => Content::SaidRaw,
+            (None, Format::Raw) => Content::Raw,
+            (Some(Format::Qcow2), _) | (None, Format::Qcow2) => {
                 return Err(unusable(spec.location(), "is a qcow2 image, not a raw disk"));
             }
         };

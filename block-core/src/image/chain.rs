@@ -1,17 +1,17 @@
-//! An image, and the files that it needs: its backing files and external data files, opened and locked.
+//! An image as a file, with the files that it needs: opened and locked, by the rules of
+//! [`crate::qcow2`]'s `backing_chain.rs`.
 
 use super::{Format, ImageError, Result};
 use crate::file::lock::{self, LockError};
-use crate::qcow2::layout::{Header, LayoutError, MAGIC};
+use crate::qcow2::backing_chain::{self, ChainError, ChainFile, Identity, Link, Need};
+use crate::qcow2::layout::Header;
+use crate::qcow2::layout::header::read_up_to;
 use rustix::fs::{FileType, Mode, OFlags};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-
-/// Most images of a chain: more than anybody has, and few enough to hold open.
-pub const MAX_LAYERS: usize = 256;
 
 /// How an image is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,30 +57,9 @@ impl Chain {
     ///
     /// Names the file that cannot be used, and says why.
     pub fn open(path: &Path, format: Option<Format>, access: Access) -> Result<Self> {
-        let mut layers = vec![Layer::open(path, format, access)?];
-        loop {
-            let last = &layers[layers.len() - 1];
-            let Some(name) = last.backing_file() else { return Ok(Self { layers }) };
-            let path = resolve(&last.path, name)?;
-            if layers.len() >= MAX_LAYERS {
-                return Err(ImageError::refused(
-                    &path,
-                    format_args!("more than {MAX_LAYERS} images are a chain"),
-                ));
-            }
-            let format = last.backing_format(&path)?;
-            let access = if access == Access::Share { Access::Share } else { Access::Read };
-            // Looked at before it is opened: our own lock would be in the way, and say something else.
-            let identity = identity(&path).map_err(ImageError::doing(&path, "cannot open"))?;
-            for layer in &layers {
-                let metadata =
-                    layer.file.metadata().map_err(ImageError::doing(&layer.path, "cannot look at it"))?;
-                if (metadata.dev(), metadata.ino()) == identity {
-                    return Err(ImageError::refused(&path, "is its own backing file, in the end"));
-                }
-            }
-            layers.push(Layer::open(&path, Some(format), access)?);
-        }
+        let (file, format) = OpenedFile::find_format(path, format, access)?;
+        let links = backing_chain::open(file, format, None)?;
+        Ok(Self { layers: links.into_iter().map(Layer::of).collect::<Result<_>>()? })
     }
 
     /// A chain of one image that needs no other.
@@ -112,41 +91,21 @@ impl Layer {
     ///
     /// Says why it cannot be used.
     pub fn open(path: &Path, format: Option<Format>, access: Access) -> Result<Self> {
-        let file = open_file(path, access)?;
-        let mut magic = [0; 4];
-        let looks = match file.read_at(&mut magic, 0) {
-            Ok(4) if magic == MAGIC => Format::Qcow2,
-            Ok(_) => Format::Raw,
-            Err(error) => return Err(ImageError::doing(path, "cannot read")(error)),
-        };
-        let format = format.unwrap_or(looks);
-        let header = match format {
-            Format::Raw => None,
-            Format::Qcow2 => Some(Header::read(&file).map_err(|error| unreadable(path, error))?),
-        };
+        let (file, format) = OpenedFile::find_format(path, format, access)?;
+        Self::of(backing_chain::open_one(file, format)?)
+    }
+
+    fn of(link: Link<OpenedFile>) -> Result<Self> {
+        let Link { file: OpenedFile { path, file, access }, header, data_file } = link;
         let file_len = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0))
-            .map_err(|errno| ImageError::doing(path, "cannot find out its size")(errno.into()))?;
-        let data_file = match header.as_ref().filter(|header| header.external_data_file()) {
-            None => None,
-            Some(header) => {
-                let Some(name) = header.data_file() else {
-                    return Err(ImageError::refused(
-                        path,
-                        "has an external data file, but does not say which",
-                    ));
-                };
-                let data_path = resolve(path, name)?;
-                let file = open_file(&data_path, access)?;
-                Some((data_path, file))
-            }
-        };
+            .map_err(|errno| ImageError::doing(&path, "cannot find out its size")(errno.into()))?;
         Ok(Self {
-            path: path.to_owned(),
-            format,
+            path,
+            format: if header.is_some() { Format::Qcow2 } else { Format::Raw },
             file,
             file_len,
             header,
-            data_file,
+            data_file: data_file.map(|data| (data.path, data.file)),
             writable: access == Access::Write,
         })
     }
@@ -159,33 +118,6 @@ impl Layer {
     /// Name of the backing file, as the image says it.
     pub fn backing_file(&self) -> Option<&str> {
         self.header.as_ref()?.backing_file.as_deref()
-    }
-
-    /// The format of the backing file, which is at `path`. If the image does not say, the file's name has to agree with its first
-    /// bytes: whoever could write those must not decide which files are read.
-    fn backing_format(&self, path: &Path) -> Result<Format> {
-        let said = self.header.as_ref().and_then(Header::backing_format);
-        if let Some(said) = said {
-            return said
-                .parse()
-                .map_err(|reason| ImageError::refused(&self.path, format_args!("backing file: {reason}")));
-        }
-        let file = open_file(path, Access::Share)?;
-        let mut magic = [0; 4];
-        let looks_qcow2 = file.read_at(&mut magic, 0).is_ok_and(|n| n == 4 && magic == MAGIC);
-        let named_qcow2 = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("qcow2"));
-        match (looks_qcow2, named_qcow2) {
-            (false, _) => Ok(Format::Raw),
-            (true, true) => Ok(Format::Qcow2),
-            (true, false) => Err(ImageError::refused(
-                &self.path,
-                format_args!(
-                    "does not say which format its backing file {} has, and its name is not .qcow2: say it with \
-                     `ringpair img rebase -u -b FILE -F FORMAT`",
-                    path.display()
-                ),
-            )),
-        }
     }
 
     /// A reason not to read the image's data or write it, in the words of [`Header::unsupported`].
@@ -201,26 +133,77 @@ impl Layer {
     }
 }
 
-/// Where a name in an image's header leads: relative to the image, if it is relative.
+/// A file of a chain, and how it was opened.
+struct OpenedFile {
+    path: PathBuf,
+    file: File,
+    access: Access,
+}
+
+impl OpenedFile {
+    fn open(path: &Path, access: Access) -> Result<Self> {
+        Ok(Self { path: path.to_owned(), file: open_file(path, access)?, access })
+    }
+
+    /// Opens an image. Without a format, what its first bytes say decides: whoever named it can see what comes of that.
+    fn find_format(path: &Path, format: Option<Format>, access: Access) -> Result<(Self, Format)> {
+        let file = Self::open(path, access)?;
+        let format = match format {
+            Some(format) => format,
+            None if backing_chain::looks_like_qcow2(&file)? => Format::Qcow2,
+            None => Format::Raw,
+        };
+        Ok((file, format))
+    }
+}
+
+impl ChainFile for OpenedFile {
+    type Error = ImageError;
+
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn identity(&self) -> io::Result<Identity> {
+        let metadata = self.file.metadata()?;
+        Ok((metadata.dev(), metadata.ino()))
+    }
+
+    fn start(&self, length: usize) -> io::Result<Vec<u8>> {
+        read_up_to(&self.file, length)
+    }
+
+    fn open_beside(&self, path: &Path, need: Need) -> Result<Self> {
+        let access = match (need, self.access) {
+            (Need::Backing, Access::Write) => Access::Read,
+            (_, access) => access,
+        };
+        Self::open(path, access)
+    }
+
+    /// What cannot be used can still be looked at: see [`Layer::usable`].
+    fn accept(&self, _: &Header) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl From<ChainError> for ImageError {
+    fn from(error: ChainError) -> Self {
+        match error {
+            ChainError::Refused { path, reason } => Self::refused(&path, reason),
+            ChainError::NotQcow2 { path } => Self::refused(&path, "is not a qcow2 image"),
+            ChainError::Host { path, action, source } => Self::doing(&path, action)(source),
+        }
+    }
+}
+
+/// Where the name of an image's backing file or data file (`what`) leads: relative to the image, if it is relative.
 ///
 /// # Errors
 ///
 /// It is no file's name, but QEMU's for something else.
-pub fn resolve(image: &Path, name: &str) -> Result<PathBuf> {
-    let name = name.strip_prefix("file:").unwrap_or(name);
-    let scheme = name.split_once(':').is_some_and(|(scheme, _)| {
-        !scheme.is_empty() && scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
-    });
-    if scheme {
-        let name = name.escape_debug();
-        return Err(ImageError::refused(image, format_args!("needs `{name}`, which is no file's name")));
-    }
-    Ok(image.parent().map_or_else(|| PathBuf::from(name), |folder| folder.join(name)))
-}
-
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    let metadata = std::fs::metadata(path)?;
-    Ok((metadata.dev(), metadata.ino()))
+pub(super) fn resolve(image: &Path, what: &str, name: &str) -> Result<PathBuf> {
+    Ok(backing_chain::resolve(image, what, name)?)
 }
 
 /// Opens a file or block device, and locks it as QEMU does.
@@ -257,13 +240,4 @@ pub(super) fn lock_file(path: &Path, file: &File, access: Access) -> Result<()> 
             "another process uses it (a QEMU, qemu-img or ringpair): end that one first",
         ),
     })
-}
-
-/// A header that cannot be read, in one line.
-fn unreadable(path: &Path, error: io::Error) -> ImageError {
-    let layout = error.get_ref().and_then(|inner| inner.downcast_ref::<LayoutError>());
-    match layout {
-        Some(layout) => ImageError::refused(path, layout),
-        None => ImageError::doing(path, "cannot read")(error),
-    }
 }

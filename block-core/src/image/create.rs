@@ -211,7 +211,7 @@ fn backing_size(path: &Path, options: &CreateOptions, unsafe_backing: bool) -> R
     if unsafe_backing {
         return Ok(None);
     }
-    let chain = Chain::open(&resolve(path, name)?, Some(format), Access::Read)?;
+    let chain = Chain::open(&resolve(path, "backing file", name)?, Some(format), Access::Read)?;
     Ok(Some(chain.top().size()))
 }
 
@@ -267,7 +267,7 @@ fn create_qcow2(path: &Path, file: File, size: u64, options: &CreateOptions) -> 
         builder = builder.backing(name.clone(), format.to_string());
     }
     if let Some(name) = &options.data_file {
-        let data_path: PathBuf = resolve(path, name)?;
+        let data_path: PathBuf = resolve(path, "data file", name)?;
         let data = new_file(&data_path)?;
         data.set_len(size).map_err(ImageError::doing(&data_path, "cannot create"))?;
         let data = Storage::try_from(data).map_err(ImageError::doing(&data_path, "cannot create"))?;

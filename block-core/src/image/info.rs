@@ -104,7 +104,7 @@ impl Qcow2Info {
             backing_file: header
                 .backing_file
                 .as_ref()
-                .map(|name| (name.clone(), resolve(&layer.path, name).ok())),
+                .map(|name| (name.clone(), resolve(&layer.path, "backing file", name).ok())),
             backing_format: header.backing_format().map(str::to_owned),
             snapshots: image.snapshots().map_err(failed())?.0,
             bitmaps: image.bitmaps().map_err(failed())?,

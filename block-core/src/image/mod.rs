@@ -16,46 +16,16 @@ pub mod map;
 pub mod rebase;
 pub mod resize;
 
+pub use crate::format::Format;
 pub use chain::{Access, Chain, Layer};
 pub use data::Data;
 
 use std::fmt;
 use std::io;
 use std::path::Path;
-use std::str::FromStr;
 
 /// Called now and then with what is done, and of how much.
 pub type Progress<'a> = &'a mut dyn FnMut(u64, u64);
-
-/// What an image's bytes mean.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// Themselves.
-    Raw,
-    /// [`crate::qcow2`].
-    Qcow2,
-}
-
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
-        })
-    }
-}
-
-impl FromStr for Format {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        match text {
-            "raw" => Ok(Self::Raw),
-            "qcow2" => Ok(Self::Qcow2),
-            _ => Err(format!("`{text}` is no format that ringpair knows: raw, qcow2")),
-        }
-    }
-}
 
 /// Why something could not be done to an image. Each is one line for the person who named it.
 #[derive(Debug, thiserror::Error)]

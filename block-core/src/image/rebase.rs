@@ -66,7 +66,7 @@ fn copy_differences(path: &Path, backing: Option<&Backing>, progress: Progress<'
     let new = match backing {
         None => None,
         Some(backing) => {
-            let new_path = resolve(path, &backing.name)?;
+            let new_path = resolve(path, "backing file", &backing.name)?;
             let new = Chain::open(&new_path, Some(backing.format), Access::Read)?;
             if new.layers().iter().any(|layer| layer.path == path) {
                 return Err(ImageError::refused(path, "would be its own backing file, in the end"));

@@ -7,6 +7,7 @@
 //! An entry may be read just before it changes. What it says then stays true for as long as the reader has a request
 //! under way, for clusters are only given away once the queues have let go of them: see [`super::epoch`].
 
+use super::backing_chain::MAX_LAYERS;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 
 /// Clusters of a page, as a power of two.
@@ -47,8 +48,8 @@ const LAYER_BIT: u32 = 56;
 const KIND_MASK: u64 = 7;
 const OFFSET_MASK: u64 = ((1 << LAYER_BIT) - 1) & !0x1ff;
 
-/// Layers that a chain can have: what fits above bit 56.
-pub(super) const MAX_LAYERS: usize = 256;
+/// Any layer of a chain fits above bit 56.
+const _: () = assert!(MAX_LAYERS <= 1 << (u64::BITS - LAYER_BIT));
 
 impl Mapping {
     pub const UNKNOWN: Self = Self(0);

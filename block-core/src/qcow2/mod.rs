@@ -14,7 +14,7 @@
 //! on; what is not there goes through `mailbox.rs` to a thread of `workers.rs`, which asks `metadata.rs`. That allocates,
 //! copies, zeroes and discards in `image.rs`, which is imago with `storage.rs` and `pages.rs` below it: what keeps the
 //! image consistent whenever the power goes is there. `epoch.rs` says when a discarded cluster may be used again.
-//! `chain.rs` opens the layers.
+//! `chain.rs` opens the layers, by the rules of `backing_chain.rs`.
 //!
 //! What is on the medium is read by [`layout`], and by nothing else of ours; [`offline`] checks and repairs images, and has
 //! their internal snapshots.
@@ -23,6 +23,7 @@
 //! as out of date when an image is opened for writing; refcounts that are updated late (`lazy_refcounts` is read, but
 //! refcounts are always right).
 
+pub(crate) mod backing_chain;
 mod chain;
 mod discarded;
 mod disk;

@@ -1,7 +1,8 @@
 //! Opening a qcow2 disk by its name.
 
 use super::Qcow2Disk;
-use super::chain::{self, Backing};
+use super::backing_chain::Backing;
+use super::chain;
 use crate::file::FileDisk;
 use crate::format::{self, Format};
 use crate::image_file::ImageFile;
@@ -22,15 +23,14 @@ impl Qcow2Disk {
     pub fn open(mut spec: DiskSpec) -> Result<Self, OpenError> {
         // It is qcow2, or nobody would have come here; it is ours to take all the same.
         format::take(&mut spec)?;
-        let words = [("raw", Format::Raw { said: true }), ("qcow2", Format::Qcow2)];
-        let backing_format = spec.take_word("backing-format", &words)?;
+        let backing_format = spec.take_word("backing-format", Format::WORDS)?;
         let backing = spec.take("backing").map(|path| Backing { path: path.into(), format: backing_format });
         let table = spec.take_parsed("l2-cache-size", "a size of at least 64K, such as 8M", |value| {
             crate::spec::parse_size(value).filter(|size| *size >= MIN_TABLE)
         })?;
-        if backing_format.is_some() && backing.is_none() {
-            let said = if backing_format == Some(Format::Qcow2) { "qcow2" } else { "raw" };
-            return Err(spec.bad_value("backing-format", said, "effect only beside backing=").into());
+        if let (Some(said), None) = (backing_format, &backing) {
+            let (said, why) = (said.to_string(), "effect only beside backing=");
+            return Err(spec.bad_value("backing-format", &said, why).into());
         }
         let file = FileDisk::open_image(spec)?;
         let discard = file.info_discards();

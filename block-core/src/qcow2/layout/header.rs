@@ -120,16 +120,21 @@ impl Header {
     ///
     /// The file cannot be read; or, as `InvalidData` with a [`LayoutError`], what is there is no header.
     pub fn read(file: &File) -> io::Result<Self> {
-        let mut fixed = [0; 24];
-        let n = read_up_to(file, &mut fixed)?;
-        if n < MAGIC.len() || fixed[..4] != MAGIC {
+        Self::read_from(|length| read_up_to(file, length))
+    }
+
+    /// As [`Header::read`], from whatever gives the first `length` bytes of the image, or as many as there are.
+    pub(crate) fn read_from(start: impl Fn(usize) -> io::Result<Vec<u8>>) -> io::Result<Self> {
+        let fixed = start(24)?;
+        if !fixed.starts_with(&MAGIC) {
             return Err(invalid(LayoutError::NotQcow2));
         }
-        let cluster_bits = u32::from_be_bytes([fixed[20], fixed[21], fixed[22], fixed[23]]);
-        let length = if CLUSTER_BITS.contains(&cluster_bits) { 1 << cluster_bits } else { V3_LENGTH };
-        let mut cluster = vec![0; length];
-        let n = read_up_to(file, &mut cluster)?;
-        Self::parse(&cluster[..n]).map_err(invalid)
+        let cluster_bits = fixed.get(20..24).and_then(|bits| bits.try_into().ok()).map(u32::from_be_bytes);
+        let length = match cluster_bits {
+            Some(bits) if CLUSTER_BITS.contains(&bits) => 1 << bits,
+            _ => V3_LENGTH,
+        };
+        Self::parse(&start(length)?).map_err(invalid)
     }
 
     /// Parses the beginning of an image: its whole first cluster, or as much of it as the file has. More does no harm
@@ -407,8 +412,9 @@ fn backing_name(bytes: &[u8], offset: u64, size: u32, cluster_size: usize) -> Re
     text("backing file name", name)
 }
 
-fn read_up_to(file: &File, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut n = 0;
+/// The beginning of a file, `length` bytes or as many as it has.
+pub(crate) fn read_up_to(file: &File, length: usize) -> io::Result<Vec<u8>> {
+    let (mut buffer, mut n) = (vec![0; length], 0);
     while n < buffer.len() {
         match file.read_at(&mut buffer[n..], n as u64) {
             Ok(0) => break,
@@ -417,7 +423,8 @@ fn read_up_to(file: &File, buffer: &mut [u8]) -> io::Result<usize> {
             Err(error) => return Err(error),
         }
     }
-    Ok(n)
+    buffer.truncate(n);
+    Ok(buffer)
 }
 
 fn invalid(error: LayoutError) -> io::Error {

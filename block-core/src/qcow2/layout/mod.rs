@@ -17,6 +17,7 @@ pub mod refcount;
 pub mod snapshot;
 pub mod unsupported;
 
+pub use crate::format::QCOW2_MAGIC as MAGIC;
 pub use bitmap::Bitmap;
 pub use extension::Extension;
 pub use header::{Crypt, Header, Version};
@@ -24,9 +25,6 @@ pub use l1::L1Entry;
 pub use l2::{HostCluster, L2Entry};
 pub use snapshot::Snapshot;
 pub use unsupported::Unsupported;
-
-/// The first bytes of every qcow2 image.
-pub const MAGIC: [u8; 4] = *b"QFI\xfb";
 
 /// Smallest and largest `cluster_bits` (the specification's limit, and QEMU's).
 pub const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
