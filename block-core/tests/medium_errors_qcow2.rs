@@ -7,7 +7,7 @@ use block_core::contract::durability::{Workload, seeds, writing_has_ended};
 use block_core::contract::{Client, Memory, Random, pattern};
 use block_core::file::simulated::{Asked, SimulatedFile, Verdict};
 use block_core::{Disk, Operation, RequestFlags, RequestResult};
-use images::simulated::{ENGINES, Shapes, examine, keeps, open, promise};
+use images::simulated::{Case, ENGINES, Shapes, examine, open, promise};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -39,7 +39,7 @@ impl Call {
 #[test]
 fn whatever_call_fails_the_request_does_and_nothing_is_lost_that_was_promised() {
     let Some(shapes) = Shapes::new() else { return };
-    let seeds = seeds(200);
+    let seeds = seeds(120);
     let (mut failed, all) = (0, seeds.clone().count());
     for seed in seeds {
         let mut random = Random::new(seed);
@@ -54,9 +54,10 @@ fn whatever_call_fails_the_request_does_and_nothing_is_lost_that_was_promised() 
             "{call:?} number {first} to {last} fails, cache={cache},aio={engine}, RINGPAIR_SEED={seed}"
         );
         eprintln!("{what}");
-        let (shape, file) = shapes.file(random.below(100));
-        let workload = Workload { blank: true, requests: 90, goes_on: true, ..Workload::new(seed) };
-        let disk = open(&file, &format!("cache={cache},aio={engine}")).unwrap();
+        let case = shapes.case(random.below(100), seed);
+        let Case { shape, file, workload, .. } = &case;
+        let workload = Workload { goes_on: true, ..workload.clone() };
+        let disk = open(file, &format!("cache={cache},aio={engine}")).unwrap();
         let mut number = 0;
         file.hook(move |asked| {
             let this = number;
@@ -73,8 +74,7 @@ fn whatever_call_fails_the_request_does_and_nothing_is_lost_that_was_promised() 
         for failure in history.failures() {
             assert_eq!(failure.errno, errno, "{what}, {shape}");
         }
-        keeps(&file, &history, promise(cache), seed, 4)
-            .unwrap_or_else(|error| panic!("{what}, {shape}: {error}"));
+        case.keeps(&history, promise(cache), 6).unwrap_or_else(|error| panic!("{what}, {shape}: {error}"));
     }
     assert!(failed * 2 > all, "only {failed} of {all} runs had anything fail");
 }
@@ -100,13 +100,13 @@ fn is_whole_and_holds(file: &SimulatedFile, written: &[u64]) {
     assert_eq!(flush(&mut client), Ok(()));
 }
 
-/// An image of each shape on each engine in each cache mode of these.
+/// A blank image of each shape on each engine in each cache mode of these.
 fn each(caches: &[&str], test: impl Fn(&SimulatedFile, &str)) {
     let Some(shapes) = Shapes::new() else { return };
     for (engine, shape) in ENGINES.into_iter().flat_map(|engine| [0, 1, 2].map(|shape| (engine, shape))) {
         for cache in caches {
-            let (options, file) = shapes.file(shape);
-            eprintln!("{options}, cache={cache},aio={engine}");
+            let Case { shape, file, .. } = shapes.case(shape, 1);
+            eprintln!("{shape}, cache={cache},aio={engine}");
             test(&file, &format!("cache={cache},aio={engine}"));
         }
     }

@@ -2,6 +2,7 @@
 
 use super::chain::{Content, Layer};
 use super::epoch::Clock;
+use super::fault::Faults;
 use super::mailbox::{Answer, Mailbox};
 use super::mapping::Table;
 use super::metadata::Metadata;
@@ -35,6 +36,7 @@ pub(super) struct Shared {
     pub dirty: AtomicBool,
     /// Clusters wait to be given away.
     pub to_give_away: AtomicBool,
+    pub faults: Faults,
     /// Errno that writes fail with, 0 as long as they do not.
     failed: AtomicI32,
     metadata: Mutex<Metadata>,
@@ -126,6 +128,7 @@ impl Qcow2Disk {
             clock: Arc::default(),
             dirty: AtomicBool::new(false),
             to_give_away: AtomicBool::new(false),
+            faults: Faults::default(),
             failed: AtomicI32::new(0),
             metadata: Mutex::new(Metadata::new(layers, table_bytes)?),
             jobs: Mutex::default(),
@@ -133,6 +136,15 @@ impl Qcow2Disk {
             counters: Counters::default(),
         });
         Ok(Self { shared: User::new(&shared) })
+    }
+
+    /// The same disk with a fault, for tests that have to find it.
+    #[cfg(feature = "contract")]
+    #[must_use]
+    pub fn with_fault(self, fault: super::Fault) -> Self {
+        self.shared.faults.set(fault);
+        locked(&self.shared.metadata).set_fault(fault);
+        self
     }
 }
 

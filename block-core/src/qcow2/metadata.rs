@@ -3,6 +3,7 @@
 use super::chain::{Content, Layer};
 use super::discarded::{Discarded, Waiting};
 use super::disk::Shared;
+use super::fault::Fault;
 use super::image::{Image, MapError, Run};
 use super::mailbox::{Answer, Job};
 use super::mapping::{Kind, Mapping, Table};
@@ -70,6 +71,11 @@ impl Metadata {
             Some(Layer { content: Content::Qcow2(image), .. }) => Ok(image),
             _ => Err(corrupt("no image")),
         }
+    }
+
+    #[cfg(feature = "contract")]
+    pub fn set_fault(&self, fault: Fault) {
+        self.images().for_each(|image| image.pages.faults.set(fault));
     }
 
     fn images(&self) -> impl Iterator<Item = &Image> {
@@ -299,7 +305,11 @@ impl Metadata {
 
     /// A cluster that was freed is still in use on the medium until the metadata that freed it is there too.
     fn before_allocating(&mut self, shared: &Shared) -> io::Result<()> {
-        if self.image()?.pages.freed() { self.write_back(shared) } else { Ok(()) }
+        if self.image()?.pages.freed() && !shared.faults.has(Fault::FreedTakenAtOnce) {
+            self.write_back(shared)
+        } else {
+            Ok(())
+        }
     }
 
     /// Makes a range read as zeroes, as far as that is a matter of metadata; what is left is data of one cluster that the
@@ -463,7 +473,7 @@ impl Place<'_> {
             end_writing(shared, &error);
             return Err(error);
         }
-        if self.image.pages.freed() {
+        if self.image.pages.freed() && !shared.faults.has(Fault::FreedTakenAtOnce) {
             // imago has freed a table while it looked for a place, which may be this very one.
             let durable = shared.cache != CacheMode::Unsafe;
             let written = self.image.write_back(self.data, durable);

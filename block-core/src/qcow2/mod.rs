@@ -13,8 +13,8 @@
 //! metadata says. What a request meets, in order: `queue.rs` finds its clusters in the table of `mapping.rs` and sends it
 //! on; what is not there goes through `mailbox.rs` to a thread of `workers.rs`, which asks `metadata.rs`. That allocates,
 //! copies, zeroes and discards in `image.rs`, which is imago with `storage.rs` and `pages.rs` below it: what keeps the
-//! image consistent whenever the power goes is there. `epoch.rs` says when a discarded cluster may be used again.
-//! `chain.rs` opens the layers, by the rules of `backing_chain.rs`.
+//! image consistent whenever the power goes is there. `epoch.rs` says when a discarded cluster may be used again;
+//! `fault.rs` what of all this tests can break. `chain.rs` opens the layers, by the rules of `backing_chain.rs`.
 //!
 //! What is on the medium is read by [`layout`], and by nothing else of ours; [`offline`] checks and repairs images, and has
 //! their internal snapshots.
@@ -28,6 +28,7 @@ mod chain;
 mod discarded;
 mod disk;
 mod epoch;
+mod fault;
 mod image;
 pub mod layout;
 mod mailbox;
@@ -41,3 +42,5 @@ mod storage;
 mod workers;
 
 pub use disk::Qcow2Disk;
+#[cfg(feature = "contract")]
+pub use fault::{Fault, Step};

@@ -15,8 +15,10 @@
 //! is lost, each cluster that something points to is counted and holds what it should: what a loss of power can leave
 //! behind is clusters that are counted and not used.
 
+use super::fault::{Fault, Faults, Step};
 use super::layout::{Header, L1Entry, refcount};
 use crate::image_file::ImageFile;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::ops::Range;
@@ -43,7 +45,11 @@ pub(super) struct Pages {
     writes: AtomicU64,
     /// The end of the last page that was ever written.
     end: AtomicU64,
+    pub faults: Faults,
 }
+
+/// The number of a page, and what it is to be.
+type Page<'a> = (u64, Cow<'a, [u8]>);
 
 struct State {
     dirty: BTreeMap<u64, Box<[u8]>>,
@@ -52,10 +58,12 @@ struct State {
     metadata: HashSet<u64>,
     /// The refcount table or the header has changed: `tables` has to be found out again.
     moved: bool,
+    /// Where the refcount table is to be.
+    refcount_table: Range<u64>,
 }
 
 /// Where the tables are that have a place in the order.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Tables {
     refcount_table: Range<u64>,
     refcount_blocks: HashSet<u64>,
@@ -81,12 +89,14 @@ impl Pages {
                 tables: Tables::default(),
                 metadata: HashSet::new(),
                 moved: false,
+                refcount_table: 0..0,
             }),
             dirty: AtomicUsize::new(0),
             freed: AtomicBool::new(false),
             read: AtomicU64::new(0),
             writes: AtomicU64::new(0),
             end: AtomicU64::new(0),
+            faults: Faults::default(),
         };
         if !pages.file.info().read_only {
             let mut state = locked(&pages.state);
@@ -176,6 +186,9 @@ impl Pages {
                 return Err(invalid("the header's cluster is not counted".into()));
             }
             state.moved = true;
+            if let Some(fields) = data.get(48..60) {
+                self.move_refcount_table(state, self.refcount_table(fields)?);
+            }
         }
         if offset < state.tables.refcount_table.end && end > state.tables.refcount_table.start {
             state.moved = true;
@@ -205,25 +218,47 @@ impl Pages {
         Ok(())
     }
 
-    /// Finds the refcount table and its blocks, as they will be.
-    fn find_tables(&self, state: &mut State) -> io::Result<()> {
-        let mut fields = [0; 16];
-        self.read_through(state, 48, &mut fields)?;
-        let offset = u64::from_be_bytes(fields[..8].try_into().unwrap_or_default());
-        let clusters = u32::from_be_bytes(fields[8..12].try_into().unwrap_or_default());
+    /// Where the header's fields say that the refcount table is.
+    fn refcount_table(&self, fields: &[u8]) -> io::Result<Range<u64>> {
+        let (offset, clusters) = fields.split_at(8);
+        let offset = u64::from_be_bytes(offset.try_into().unwrap_or_default());
+        let clusters = u32::from_be_bytes(clusters.try_into().unwrap_or_default());
         let len = u64::from(clusters) << self.header.cluster_bits;
         if len > super::layout::MAX_REFCOUNT_TABLE_SIZE {
             return Err(invalid("the refcount table is too large".into()));
         }
-        let mut table = vec![0; len as usize];
-        self.read_through(state, offset, &mut table)?;
+        Ok(offset..offset.saturating_add(len))
+    }
+
+    /// The refcount table is to be somewhere else: where it was is for others, and what has not been written of it yet never
+    /// will be.
+    fn move_refcount_table(&self, state: &mut State, to: Range<u64>) {
+        let from = std::mem::replace(&mut state.refcount_table, to);
+        if from.start != state.refcount_table.start {
+            let bits = self.header.cluster_bits;
+            for cluster in from.start >> bits..from.end >> bits {
+                state.metadata.remove(&cluster);
+            }
+            let pages = from.start >> self.page_bits..from.end >> self.page_bits;
+            state.dirty.retain(|page, _| !pages.contains(page));
+        }
+    }
+
+    /// Finds the refcount table and its blocks, as they will be.
+    fn find_tables(&self, state: &mut State) -> io::Result<()> {
+        let mut fields = [0; 12];
+        self.read_through(state, 48, &mut fields)?;
+        let range = self.refcount_table(&fields)?;
+        let mut table = vec![0; (range.end - range.start) as usize];
+        self.read_through(state, range.start, &mut table)?;
         let blocks = table.as_chunks::<8>().0.iter();
         let blocks = blocks.filter_map(|raw| refcount::TableEntry(u64::from_be_bytes(*raw)).block_offset());
         state.tables = Tables {
-            refcount_table: offset..offset.saturating_add(len),
+            refcount_table: range.clone(),
             refcount_blocks: blocks.map(|block| block >> self.header.cluster_bits).collect(),
         };
         state.metadata.extend(state.tables.refcount_blocks.iter().copied());
+        state.refcount_table = range;
         state.moved = false;
         Ok(())
     }
@@ -260,7 +295,8 @@ impl Pages {
     pub fn write_back(&self, data_file: &dyn ImageFile, durable: bool) -> io::Result<()> {
         let mut guard = locked(&self.state);
         let state = &mut *guard;
-        let barrier = |file: &dyn ImageFile| if durable { file.flush() } else { Ok(()) };
+        let file_first = self.faults.has(Fault::MetadataAfterFile);
+        let barrier = |file: &dyn ImageFile| if durable && !file_first { file.flush() } else { Ok(()) };
         if !self.same_file(data_file) {
             barrier(data_file)?;
         }
@@ -268,59 +304,74 @@ impl Pages {
             self.freed.store(false, Ordering::Relaxed);
             return barrier(&*self.file);
         }
-        let old = state.tables.refcount_blocks.clone();
+        if durable && file_first {
+            self.file.flush()?;
+        }
+        let before = state.tables.clone();
         if state.moved {
             self.find_tables(state)?;
         }
-        let l1 =
-            self.header.l1_table_offset..self.header.l1_table_offset + u64::from(self.header.l1_size) * 8;
-        let mut steps: [Vec<u64>; 5] = Default::default();
-        for &number in state.dirty.keys() {
-            let start = number << self.page_bits;
-            let inside =
-                |range: &Range<u64>| range.start < start + (1 << self.page_bits) && start < range.end;
-            let cluster = start >> self.header.cluster_bits;
-            let step = if state.tables.refcount_blocks.contains(&cluster) {
-                0
-            } else if inside(&state.tables.refcount_table) {
-                1
-            } else if number == 0 {
-                2
-            } else if inside(&l1) {
-                4
-            } else {
-                3
+        let mut steps = self.steps(state, &before)?;
+        if self.faults.has(Fault::StepsReversed) {
+            steps.reverse();
+        }
+        for (step, pages) in steps {
+            let needed = match step {
+                Step::Refcounts => false,
+                // Before it, what the caller was promised has been done.
+                Step::LoweredRefcounts => true,
+                _ => !pages.is_empty(),
             };
-            steps[step].push(number);
-        }
-        let mut late = Vec::new();
-        let mut early = Vec::new();
-        for &number in &steps[0] {
-            let page = &state.dirty[&number];
-            // A block that the file does not know yet has nothing to be compared with.
-            let known = old.contains(&(number << self.page_bits >> self.header.cluster_bits));
-            let larger = if known { self.larger(page, number)? } else { None };
-            match larger {
-                Some(page) => {
-                    early.push((number, page));
-                    late.push(number);
-                }
-                None => early.push((number, page.clone())),
-            }
-        }
-        self.write_pages(early.iter().map(|(number, page)| (*number, &**page)))?;
-        for step in &steps[1..] {
-            if !step.is_empty() {
+            if needed && !self.faults.has(Fault::NoBarrierBefore(step)) {
                 barrier(&*self.file)?;
-                self.write_pages(step.iter().map(|number| (*number, &*state.dirty[number])))?;
             }
+            self.write_pages(pages.iter().map(|(number, page)| (*number, &**page)))?;
         }
-        barrier(&*self.file)?;
-        self.write_pages(late.iter().map(|number| (*number, &*state.dirty[number])))?;
         state.dirty.clear();
         self.dirty.store(0, Ordering::Relaxed);
         self.freed.store(false, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// What each step writes; `before` are the tables that the file has.
+    fn steps<'a>(&self, state: &'a State, before: &Tables) -> io::Result<[(Step, Vec<Page<'a>>); 6]> {
+        let l1 =
+            self.header.l1_table_offset..self.header.l1_table_offset + u64::from(self.header.l1_size) * 8;
+        let mut steps = Step::ALL.map(|step| (step, Vec::new()));
+        for (&number, page) in &state.dirty {
+            let start = number << self.page_bits;
+            let inside =
+                |range: &Range<u64>| range.start < start + (1 << self.page_bits) && start < range.end;
+            let cluster = start >> self.header.cluster_bits;
+            let mut add = |step: Step, page| steps[step as usize].1.push((number, page));
+            if state.tables.refcount_blocks.contains(&cluster) {
+                if before.refcount_table.contains(&start) {
+                    return Err(invalid("refcounts where the file still has its refcount table".into()));
+                }
+                // A block that the file does not know yet has nothing to be compared with.
+                let known = before.refcount_blocks.contains(&cluster);
+                let lowers = known && !self.faults.has(Fault::RefcountsLoweredFirst);
+                match if lowers { self.larger(page, number)? } else { None } {
+                    Some(larger) => {
+                        add(Step::Refcounts, Cow::Owned(larger.into_vec()));
+                        add(Step::LoweredRefcounts, Cow::Borrowed(&**page));
+                    }
+                    None => add(Step::Refcounts, Cow::Borrowed(&**page)),
+                }
+            } else {
+                let step = if inside(&state.tables.refcount_table) {
+                    Step::RefcountTable
+                } else if number == 0 {
+                    Step::Header
+                } else if inside(&l1) {
+                    Step::L1Table
+                } else {
+                    Step::L2Tables
+                };
+                add(step, Cow::Borrowed(&**page));
+            }
+        }
+        Ok(steps)
     }
 
     fn same_file(&self, other: &dyn ImageFile) -> bool {

@@ -6,6 +6,7 @@
 
 use super::disk::User;
 use super::epoch::{Heap, Pin};
+use super::fault::Fault;
 use super::mailbox::{Answer, Mailbox};
 use super::mapping::{Kind, Mapping};
 use crate::file::transfer::Transfer;
@@ -143,8 +144,21 @@ impl Qcow2Queue {
     #[inline]
     fn sync_last(&self, operation: Operation, flags: RequestFlags) -> bool {
         matches!(operation, Operation::Write | Operation::WriteZeroes)
-            && self.shared.cache.durable(flags.contains(RequestFlags::FUA))
+            && self.metadata_too(flags)
             && self.shared.dirty.load(Ordering::SeqCst)
+    }
+
+    /// Whether a write has to be durable, with the metadata that it has changed.
+    #[inline]
+    fn metadata_too(&self, flags: RequestFlags) -> bool {
+        self.shared.cache.durable(flags.contains(RequestFlags::FUA))
+            && !self.shared.faults.has(Fault::FuaIgnored)
+    }
+
+    /// Whether a flush is a matter of the file alone.
+    #[inline]
+    fn file_only(&self) -> bool {
+        !self.shared.dirty.load(Ordering::SeqCst) || self.shared.faults.has(Fault::FlushIgnored)
     }
 
     /// The flags that a file's queue gets.
@@ -338,9 +352,10 @@ impl Qcow2Queue {
             match answer {
                 Answer::GoOn(mapping) => {
                     // A write that has been carried out for us has new metadata.
-                    slot.sync_last |= slot.operation != Operation::Flush
-                        && slot.operation != Operation::Read
-                        && self.shared.cache.durable(slot.flags.contains(RequestFlags::FUA));
+                    let changes = slot.operation != Operation::Flush && slot.operation != Operation::Read;
+                    let flags = slot.flags;
+                    let sync_last = changes && self.metadata_too(flags);
+                    self.slots[index as usize].sync_last |= sync_last;
                     self.go_on(index, mapping);
                 }
                 Answer::Failed(errno) if slot.errno == 0 => slot.errno = errno,
@@ -430,7 +445,7 @@ impl Queue for Qcow2Queue {
                     (mapping.layer(), mapping.offset() + (request.offset & mask))
                 })
             }
-            Operation::Flush if !self.shared.dirty.load(Ordering::SeqCst) => Some((0, 0)),
+            Operation::Flush if self.file_only() => Some((0, 0)),
             _ => None,
         };
         let Some((layer, offset)) = sent else { return self.submit_in_pieces(index, &request) };

@@ -62,6 +62,25 @@ impl PowerCut {
         self.events.len() as u64
     }
 
+    /// The moments just before an `fdatasync` was reported done that had something like this to make durable: those with
+    /// the most that may be on the medium or not.
+    pub fn syncs(&self, wanted: impl Fn(&Asked) -> bool) -> Vec<u64> {
+        let mut moments = Vec::new();
+        let mut pending = false;
+        for (moment, event) in (0..).zip(&self.events) {
+            let (Event::Issued(id) | Event::Applied(id) | Event::Completed(id)) = *event;
+            let asked = &self.operations[id].asked;
+            match event {
+                Event::Applied(_) => pending |= wanted(asked),
+                Event::Completed(_) if *asked == Asked::Sync && std::mem::take(&mut pending) => {
+                    moments.push(moment);
+                }
+                _ => {}
+            }
+        }
+        moments
+    }
+
     /// Goes on to a later moment: events before it, counted as [`super::SimulatedFile::now`] does, have happened.
     pub fn advance(&mut self, to: u64) {
         let to = (to.min(self.end())) as usize;
