@@ -1,8 +1,9 @@
 //! A reactor's front doors, and when it looks at each.
 //!
-//! A door through which something came is looked at in the next round; while nothing comes, in every second, fourth and
-//! so on. From the [`MAX_INTERVAL`]-th on, epoll watches it: one system call in so many rounds for all doors that are
-//! quiet, however many they are. A wait on epoll, when the reactor sleeps, watches them as well.
+//! A door through which something came is looked at in the next round, and in the eighth after that: messages come in
+//! a hurry or not at all, and each look is two system calls. From the [`MAX_INTERVAL`]-th round on, epoll watches it: one
+//! system call in so many rounds for all doors that are quiet, however many they are. A wait on epoll, when the reactor
+//! sleeps, watches them as well.
 
 use super::front_door::FrontDoor;
 use rustix::event::{Timespec, epoll};
@@ -10,6 +11,9 @@ use std::os::fd::OwnedFd;
 
 /// Rounds between two looks at the doors that are quiet.
 const MAX_INTERVAL: u32 = 64;
+
+/// What the rounds between two looks at a door grow by when nothing comes through it.
+const PATIENCE: u32 = 8;
 
 struct Door {
     front: Box<dyn FrontDoor>,
@@ -52,7 +56,7 @@ impl Doors {
             if door.left == 0 {
                 let busy = door.front.poll();
                 work += usize::from(busy);
-                door.interval = if busy { 1 } else { door.interval * 2 };
+                door.interval = if busy { 1 } else { door.interval * PATIENCE };
                 door.left = door.interval;
                 if door.interval >= MAX_INTERVAL {
                     self.used.swap_remove(position);

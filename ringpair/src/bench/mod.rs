@@ -25,6 +25,7 @@ mod workload;
 
 use crate::count::count;
 use crate::failure::{OutputClosed, Usage};
+use crate::serve::Poll;
 use crate::target::Target;
 use anyhow::{Context, Result, ensure};
 use block_core::spec::{SIZE, parse_size};
@@ -92,6 +93,9 @@ pub struct Arguments {
     /// How often each contestant of --compare has its turn
     #[arg(long, value_name = "N", default_value = "3", requires = "compare", value_parser = count)]
     rounds: NonZeroU16,
+    /// How ringpair's server waits for work in --compare
+    #[arg(long, value_name = "HOW", default_value = "adaptive", requires = "compare")]
+    poll: Poll,
     /// Let rows that write overwrite what is on TARGET
     #[arg(long)]
     destroy_data: bool,

@@ -8,7 +8,8 @@ use crate::cpu_list::CpuList;
 use crate::disk;
 use crate::failure::{OutputClosed, Usage};
 use anyhow::{Context, Result, ensure};
-use config::{Controller, Plan, Poll};
+pub use config::Poll;
+use config::{Controller, Plan};
 use nvme_emu::subsystem::Subsystem;
 use nvme_emu::vfio_user::Server;
 use nvme_emu::{

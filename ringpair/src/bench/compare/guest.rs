@@ -2,8 +2,9 @@
 
 use super::contestant::{Contestant, SharedDisk};
 use super::fio::{self, Found, Job, RAMP};
-use crate::serve::READY;
+use crate::serve::{Poll, READY};
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum as _;
 use fixtures::{Builder, Guest, Process};
 use rustix::process::Signal;
 use serde::Deserialize;
@@ -59,13 +60,13 @@ impl Arena {
     /// # Errors
     ///
     /// The server does not start, or there is no guest to be had, and why.
-    pub fn open(disk: &SharedDisk) -> Result<Self> {
+    pub fn open(disk: &SharedDisk, poll: Poll) -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix("ringpair-compare-")
             .tempdir()
             .context("making a temporary folder for the server's socket")?;
         let (socket, stats) = (folder.path().join("ringpair.sock"), folder.path().join("stats.json"));
-        let server = start_server(disk, &socket, &stats)?;
+        let server = start_server(disk, poll, &socket, &stats)?;
         let mut builder = Builder::default().cpus(1);
         for contestant in Contestant::ALL {
             let arguments = contestant.qemu_arguments(disk, &socket);
@@ -180,10 +181,12 @@ fn stat(device: &str) -> String {
     format!("/sys/block/{}/stat", device.trim_start_matches("/dev/"))
 }
 
-fn start_server(disk: &SharedDisk, socket: &Path, stats: &Path) -> Result<Process> {
+fn start_server(disk: &SharedDisk, poll: Poll, socket: &Path, stats: &Path) -> Result<Process> {
     let program = std::env::current_exe().context("finding this program, to start it as a server")?;
     let mut command = Command::new(program);
-    command.arg("serve").arg("--socket").arg(socket).arg("--stats").arg(stats).arg("--").arg(&disk.ours);
+    let poll = poll.to_possible_value().map(|word| word.get_name().to_owned()).unwrap_or_default();
+    command.arg("serve").arg("--socket").arg(socket).arg("--stats").arg(stats);
+    command.args(["--poll", &poll, "--"]).arg(&disk.ours);
     let server = Process::spawn("ringpair serve", command, &[])?;
     server.wait_for(READY, SOON)?;
     Ok(server)

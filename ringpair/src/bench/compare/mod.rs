@@ -105,7 +105,7 @@ impl Comparison<'_> {
 
     fn disk(&self, disk: SharedDisk, rows: &mut Vec<Row>) -> Result<()> {
         self.progress.set_message(format!("{}: booting a guest", disk.name));
-        let arena = Arena::open(&disk)?;
+        let arena = Arena::open(&disk, self.arguments.poll)?;
         let depths = self.depths();
         // By depth and contestant, the rounds.
         let mut measured = vec![Vec::new(); depths.len() * Contestant::ALL.len()];
