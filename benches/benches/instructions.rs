@@ -20,6 +20,7 @@ use block_core::Registry;
 use nvme_emu::ControllerOptions;
 use nvme_emu::bench::SteppedReactor;
 use nvme_emu::namespace::{Identity, Namespace as Served, NamespaceOptions};
+use nvme_emu::pci::PciFunction;
 use nvme_emu::subsystem::{Subsystem, SubsystemOptions};
 use nvme_loopback::Loopback;
 use nvme_vfio::{Controller, DmaBuffer, Namespace, Options, QueuePair};
@@ -48,13 +49,15 @@ struct Case {
     block_size: u32,
     /// Commands in a batch; 0: the round of a reactor that finds none.
     iodepth: u16,
+    /// Controllers of the reactor, each of which gets such a batch.
+    controllers: u16,
 }
 
 const FILE: &str = "FILE";
 const FILE_LEN: usize = 8 << 20;
 
 const fn case(name: &'static str, disk: &'static str, write: bool, block_size: u32, iodepth: u16) -> Case {
-    Case { name, disk, write, block_size, iodepth }
+    Case { name, disk, write, block_size, iodepth, controllers: 1 }
 }
 
 /// `mem:` with short blocks: the copy itself is the machine's, not ours.
@@ -201,7 +204,7 @@ fn count(case: &Case, function: &str) -> Result<f64> {
         .context("callgrind counted nothing")?;
     let total: f64 = total.trim().parse().context("callgrind's total")?;
     ensure!(total > 0.0, "{}: {function} was not found by callgrind", case.name);
-    let ios = BATCHES * u32::from(case.iodepth.max(1));
+    let ios = BATCHES * u32::from(case.iodepth.max(1)) * u32::from(case.controllers);
     Ok((total / f64::from(ios) * 10.0).round() / 10.0)
 }
 
@@ -278,66 +281,86 @@ struct Load {
 
 struct Setup {
     reactor: SteppedReactor,
-    queue: QueuePair,
-    load: Load,
-    // Both outlive what is driven.
-    _controller: Controller,
+    driven: Vec<Driven>,
     _file: tempfile::NamedTempFile,
 }
 
+/// A driver's end of a controller.
+struct Driven {
+    queue: QueuePair,
+    load: Load,
+    // Outlives what is driven.
+    _controller: Controller,
+}
+
+impl Driven {
+    fn open(case: &Case, function: PciFunction) -> Result<Self> {
+        let transport = Loopback::new("bench", function)?;
+        // Without its own thread, which would look in now and then.
+        let options = Options { depth: DEPTH, recovery: None, ..Options::default() };
+        let controller = Controller::open(Box::new(transport), options)?;
+        let (block_size, iodepth) = (case.block_size, case.iodepth);
+        let load = Load {
+            namespace: controller.namespace(1)?,
+            buffer: controller.alloc_dma(block_size as usize * usize::from(iodepth.max(1)))?,
+            write: case.write,
+            block_size,
+            iodepth,
+        };
+        Ok(Self { queue: controller.queue_pair()?, load, _controller: controller })
+    }
+}
+
 impl Setup {
-    fn new(case: &Case) -> Result<Self> {
+    fn new(case: &'static Case) -> Result<Self> {
         let mut file = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR"))?;
         std::io::Write::write_all(&mut file, &vec![0xA5; FILE_LEN])?;
         let name = if case.disk == FILE { file.path().display().to_string() } else { case.disk.to_owned() };
-        let disk = Registry::default().open(name.parse()?)?;
-        let options = NamespaceOptions { block_size: Some(512), identity: Identity::Fresh };
-        let served = Served::new(1, disk, &options)?;
-        let subsystem = Subsystem::new(SubsystemOptions::default(), vec![served])?;
         let (engine, mut reactor) = SteppedReactor::start()?;
-        let function = engine.add_controller(&subsystem, &ControllerOptions::default())?;
+        let functions: Vec<_> = (0..case.controllers)
+            .map(|_| {
+                let disk = Registry::default().open(name.parse()?)?;
+                let options = NamespaceOptions { block_size: Some(512), identity: Identity::Fresh };
+                let served = Served::new(1, disk, &options)?;
+                let subsystem = Subsystem::new(SubsystemOptions::default(), vec![served])?;
+                Ok(engine.add_controller(&subsystem, &ControllerOptions::default())?)
+            })
+            .collect::<Result<_>>()?;
         // It is never asked for anything again, and ends with the process.
         std::mem::forget(engine);
-        let (block_size, iodepth) = (case.block_size, case.iodepth);
-        let len = block_size as usize * usize::from(iodepth.max(1));
-        let bring_up = std::thread::spawn(move || -> Result<_> {
-            let transport = Loopback::new("bench", function)?;
-            // Without its own thread, which would look in now and then.
-            let options = Options { depth: DEPTH, recovery: None, ..Options::default() };
-            let controller = Controller::open(Box::new(transport), options)?;
-            let namespace = controller.namespace(1)?;
-            let queue = controller.queue_pair()?;
-            let buffer = controller.alloc_dma(len)?;
-            Ok((controller, namespace, queue, buffer))
+        let bring_up = std::thread::spawn(move || {
+            functions.into_iter().map(|function| Driven::open(case, function)).collect::<Result<Vec<_>>>()
         });
         while !bring_up.is_finished() {
             reactor.round();
             std::thread::yield_now();
         }
-        let brought_up = bring_up.join().map_err(|_| anyhow::anyhow!("bringing the controller up failed"))?;
-        let (controller, namespace, queue, buffer) = brought_up?;
-        let load = Load { namespace, buffer, write: case.write, block_size, iodepth };
-        Ok(Self { reactor, queue, load, _controller: controller, _file: file })
+        let driven = bring_up.join().map_err(|_| anyhow::anyhow!("bringing the controllers up failed"))??;
+        Ok(Self { reactor, driven, _file: file })
     }
 
-    /// Submits a batch and takes it to its end, by these two.
+    /// Submits a batch to each and takes them to their end, by these two.
     fn batch(
         &mut self,
         driver: &mut dyn FnMut(&mut QueuePair, Step<'_>) -> Result<usize>,
         controller: &mut dyn FnMut(&mut SteppedReactor),
     ) -> Result<()> {
-        if self.load.iodepth > 0 {
-            driver(&mut self.queue, Step::Submit(&self.load))?;
+        for Driven { queue, load, .. } in &mut self.driven {
+            if load.iodepth > 0 {
+                driver(queue, Step::Submit(load))?;
+            }
         }
         controller(&mut self.reactor);
         let mut looks = 0;
-        while self.queue.in_flight() > 0 {
-            if driver(&mut self.queue, Step::Poll)? == 0 {
-                // The kernel did not do it in the system call. It is given time, which is not counted.
-                looks += 1;
-                ensure!(looks < 1000, "an I/O does not end");
-                std::thread::sleep(Duration::from_millis(1));
-                controller(&mut self.reactor);
+        for Driven { queue, .. } in &mut self.driven {
+            while queue.in_flight() > 0 {
+                if driver(queue, Step::Poll)? == 0 {
+                    // The kernel did not do it in the system call. It is given time, which is not counted.
+                    looks += 1;
+                    ensure!(looks < 1000, "an I/O does not end");
+                    std::thread::sleep(Duration::from_millis(1));
+                    controller(&mut self.reactor);
+                }
             }
         }
         Ok(())

@@ -38,7 +38,7 @@ pub(crate) struct CompletionQueue {
     backlog: VecDeque<CompletionQueueEntry>,
     /// A doorbell value that was found invalid, and has been reported.
     rejected: Option<u32>,
-    /// Completions posted since the last interrupt.
+    /// Completions posted since the last interrupt, if it has any.
     pub(crate) uninterrupted: u32,
     /// Since when an interrupt waits for more completions (coalescing).
     pub(crate) waiting_since: Option<Instant>,
@@ -126,15 +126,17 @@ impl CompletionQueue {
         self.reserved -= 1;
     }
 
-    /// Posts an entry for which a place was reserved.
+    /// Posts an entry for which a place was reserved. Says whether something is left to do about it: an interrupt, or
+    /// to post it once its memory is back.
     #[inline]
-    pub(crate) fn post_reserved(&mut self, entry: CompletionQueueEntry) {
+    pub(crate) fn post_reserved(&mut self, entry: CompletionQueueEntry) -> bool {
         self.reserved -= 1;
         if self.ring.is_none() {
             self.backlog.push_back(entry);
-            return;
+            return true;
         }
         self.write(entry);
+        self.parameters.interrupts
     }
 
     /// Posts an entry as soon as there is room.
@@ -178,7 +180,7 @@ impl CompletionQueue {
         slot[0].store(low, Ordering::Relaxed);
         // The phase bit is in this word: release, so that whoever sees it sees the rest, and the data before it.
         slot[1].store(high, Ordering::Release);
-        self.uninterrupted += 1;
+        self.uninterrupted += u32::from(self.parameters.interrupts);
         self.tail += 1;
         if self.tail == self.parameters.size {
             self.tail = 0;

@@ -6,7 +6,7 @@
 use super::completion_queue::CompletionQueue;
 use super::disk_queues::DiskQueues;
 use super::message::{Ticket, Tuning};
-use super::stages::StageSampler;
+use super::stages::{SAMPLED, StageSampler, Stamps};
 use super::submission_queue::SubmissionQueue;
 use crate::controller::control::Event;
 use crate::controller::counters::ReactorCounters;
@@ -113,7 +113,7 @@ pub(crate) struct Shard {
     hint: usize,
     /// Commands were fetched since the time was last accounted for.
     worked: bool,
-    /// Something was posted since interrupts were last looked at.
+    /// Something was posted since interrupts were last looked at, to a queue that has them or a backlog.
     posted: bool,
     /// What it does wrong by script.
     pub(super) faults: Option<Box<FaultPoint>>,
@@ -200,19 +200,46 @@ impl Shard {
         if sq.parameters.id == 0 {
             return self.fetch_admin(index);
         }
-        if let Some(sampler) = &mut self.sampler {
-            sampler.doorbell(waiting);
+        let most = waiting.min(self.tuning.burst);
+        if self.sampler.is_some() {
+            return self.start_sampled(index, most, token, disks);
         }
-        let mut fetched = 0;
-        while fetched < waiting.min(self.tuning.burst) && self.start_next(index, token, disks) {
-            fetched += 1;
+        let mut started = 0;
+        while started < most && self.start_next(index, token, disks, &mut ()) {
+            started += 1;
         }
-        fetched as usize
+        started as usize
+    }
+
+    /// Starts up to `most` commands of a queue, and takes the time of those that the sampler picks.
+    #[cold]
+    fn start_sampled(&mut self, index: usize, most: u32, token: u64, disks: &mut DiskQueues) -> usize {
+        let Some(mut sampler) = self.sampler.take() else { return 0 };
+        sampler.doorbell(most);
+        let mut started = 0;
+        while started < most
+            && if sampler.picks_next() {
+                self.start_next(index, token, disks, &mut *sampler)
+            } else {
+                self.start_next(index, token, disks, &mut ())
+            }
+        {
+            sampler.passed();
+            started += 1;
+        }
+        self.sampler = Some(sampler);
+        started as usize
     }
 
     /// Starts the command at the head of a queue. False: there is no room for it now, it stays there.
     #[inline]
-    fn start_next(&mut self, index: usize, token: u64, disks: &mut DiskQueues) -> bool {
+    fn start_next(
+        &mut self,
+        index: usize,
+        token: u64,
+        disks: &mut DiskQueues,
+        stamps: &mut impl Stamps,
+    ) -> bool {
         let Some(sq) = &mut self.sqs[index] else { return false };
         let cq_index = sq.cq;
         let Some(cq) = &mut self.cqs[cq_index] else { return false };
@@ -231,7 +258,7 @@ impl Shard {
         if self.faults.is_some() && self.misbehaves(index, &sqe) {
             return true;
         }
-        let sampled = self.sampler.as_mut().is_some_and(|sampler| sampler.fetched());
+        stamps.fetched();
         let mut context = Context {
             namespaces: &self.namespaces,
             map: &self.map,
@@ -242,14 +269,14 @@ impl Shard {
             write_cache: self.tuning.write_cache,
         };
         let planned = nvm::plan(&mut context, &sqe);
-        if sampled && !matches!(planned, Ok(Plan::One(_))) {
-            self.sampler.iter_mut().for_each(|sampler| sampler.forget());
+        if !matches!(planned, Ok(Plan::One(_))) {
+            stamps.forget();
         }
         if self.hints {
             self.expect_next(index, disks);
         }
         match planned {
-            Ok(Plan::One(prepared)) => self.start_one(index, &sqe, prepared, token, disks, sampled),
+            Ok(Plan::One(prepared)) => self.start_one(index, &sqe, prepared, token, disks, stamps),
             Ok(Plan::Several(_)) if self.composites.len() - self.free_composites.len() == MAX_COMPOSITES => {
                 self.cqs[cq_index].as_mut().map(CompletionQueue::release);
                 false
@@ -290,14 +317,14 @@ impl Shard {
     }
 
     #[inline]
-    fn start_one(
+    fn start_one<S: Stamps>(
         &mut self,
         sq: usize,
         sqe: &SubmissionQueueEntry,
         prepared: Prepared,
         token: u64,
         disks: &mut DiskQueues,
-        sampled: bool,
+        stamps: &mut S,
     ) -> bool {
         let slot = self.free_commands.last().copied().unwrap_or(self.commands.len() as u32);
         let request = Request {
@@ -306,17 +333,13 @@ impl Shard {
             len: prepared.len,
             segments: self.list.as_slice(),
             flags: prepared.flags,
-            token: token | u64::from(slot),
+            token: token | u64::from(slot | S::MARK),
         };
-        if sampled {
-            self.sampler.iter_mut().for_each(|sampler| sampler.submitting());
-        }
+        stamps.submitting();
         // SAFETY: the segments are checked ranges of the current map. The map's mappings stay until the control
         // thread has removed them, for which it waits until no command of this epoch touches them any more.
         let submission = unsafe { disks.submit(prepared.disk, request) };
-        if sampled {
-            self.sampler.iter_mut().for_each(|sampler| sampler.submitted(submission, slot));
-        }
+        stamps.submitted(submission);
         if submission == Submission::Full {
             if let Some(cq) = self.sqs[sq].as_ref().map(|sq| sq.cq) {
                 self.cqs[cq].as_mut().map(CompletionQueue::release);
@@ -336,9 +359,7 @@ impl Shard {
         };
         if let Submission::Done(result) = submission {
             self.end(command, result);
-            if sampled {
-                self.end_sample();
-            }
+            stamps.posted(&self.counters);
         } else if self.free_commands.pop().is_some() {
             self.commands[slot as usize] = command;
         } else {
@@ -396,35 +417,42 @@ impl Shard {
             }
         };
         let entry = CompletionQueueEntry::new(cid, sqid, head, status, false);
-        self.posted = true;
         if self.faults.is_some() {
+            self.posted = true;
             cq.release();
             let cq = sq.cq;
             return self.post_as_scripted(cq, entry);
         }
-        cq.post_reserved(entry);
+        // A queue without interrupts is done with it.
+        self.posted |= cq.post_reserved(entry);
     }
 
     /// A request of this shard has ended.
     #[inline]
     pub(crate) fn complete(&mut self, slot: u32, result: RequestResult) {
+        if slot & (COMPOSITE | SAMPLED) != 0 {
+            return self.complete_marked(slot, result);
+        }
+        self.complete_one(slot, result);
+    }
+
+    #[cold]
+    fn complete_marked(&mut self, slot: u32, result: RequestResult) {
         if slot & COMPOSITE != 0 {
             return self.complete_part(slot, result);
         }
-        let sampled = self.sampler.as_mut().is_some_and(|sampler| sampler.completed(slot));
+        self.sampler.iter_mut().for_each(|sampler| sampler.done());
+        self.complete_one(slot & !SAMPLED, result);
+        self.sampler.iter_mut().for_each(|sampler| sampler.posted(&self.counters));
+    }
+
+    #[inline]
+    fn complete_one(&mut self, slot: u32, result: RequestResult) {
         let command = &mut self.commands[slot as usize];
         let ended = *command;
         command.regions = RegionMask::NONE;
         self.free_commands.push(slot);
         self.end(ended, result);
-        if sampled {
-            self.end_sample();
-        }
-    }
-
-    /// The command whose time is being taken has been completed.
-    fn end_sample(&mut self) {
-        self.sampler.iter_mut().for_each(|sampler| sampler.posted(&self.counters));
     }
 
     fn start_composite(
@@ -496,7 +524,6 @@ impl Shard {
         }
     }
 
-    #[cold]
     fn complete_part(&mut self, slot: u32, result: RequestResult) {
         if slot == FLUSH {
             self.flushes -= 1;
@@ -640,7 +667,7 @@ impl Shard {
                     Err(_) => self.shared.found(Finding::InvalidDoorbellValue),
                 }
             }
-            if cq.uninterrupted == 0 || !cq.parameters.interrupts || !uses_msix {
+            if cq.uninterrupted == 0 || !uses_msix {
                 continue;
             }
             let vector = cq.parameters.vector;

@@ -6,7 +6,8 @@
 //!
 //! One command in [`EVERY`] has its time taken at each of these, one at a time in each shard, so that the stamps cost
 //! hardly anything even where a command takes fifty nanoseconds. What a stamp itself takes is measured and left out.
-//! Commands that take several requests are not sampled.
+//! Commands that take several requests are not sampled. Where nobody asks, a shard finds that out once a batch: the
+//! data path is generic in its [`Stamps`].
 
 use crate::controller::counters::{Counter, ReactorCounters};
 use block_core::Submission;
@@ -52,15 +53,35 @@ impl StageTimes {
     }
 }
 
-/// The command whose time is being taken.
+/// What a command tells on its way through the data path. Nobody (`()`) wants to know, and costs nothing; the
+/// [`StageSampler`] does of the commands that it has picked.
+pub(super) trait Stamps {
+    /// Marks the token of its request.
+    const MARK: u32 = 0;
+
+    /// It is fetched.
+    fn fetched(&mut self) {}
+    /// It is about to be submitted.
+    fn submitting(&mut self) {}
+    /// It has been submitted.
+    fn submitted(&mut self, _: Submission) {}
+    /// It is none whose stages these are.
+    fn forget(&mut self) {}
+    /// Its completion has been posted.
+    fn posted(&mut self, _: &ReactorCounters) {}
+}
+
+impl Stamps for () {}
+
+/// Marks the tokens of requests whose time is being taken.
+pub(super) const SAMPLED: u32 = 1 << 30;
+
+/// The command whose time is being taken: when it was fetched, submitted, and known to be done.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
-    /// When it was fetched, submitted, and known to be done.
     fetched: Instant,
     submitted: Instant,
     done: Instant,
-    /// Where it waits for its disk, once it does.
-    slot: Option<u32>,
 }
 
 /// Picks commands of a shard and takes their time.
@@ -79,70 +100,63 @@ impl StageSampler {
         const STAMPS: u32 = 64;
         let begin = Instant::now();
         let end = (0..STAMPS).fold(begin, |_, _| Instant::now());
-        Self { left: EVERY, seen: begin, sample: None, stamp: (end - begin) / STAMPS }
+        Self { left: EVERY - 1, seen: begin, sample: None, stamp: (end - begin) / STAMPS }
     }
 
     /// A doorbell was seen, of a queue where so many commands wait.
-    pub(crate) fn doorbell(&mut self, waiting: u32) {
-        if self.sample.is_none() && waiting >= self.left {
+    pub(super) fn doorbell(&mut self, waiting: u32) {
+        if self.sample.is_none() && waiting > self.left {
             self.seen = Instant::now();
         }
     }
 
-    /// A command is fetched; says whether it is one whose time is taken.
-    pub(crate) fn fetched(&mut self) -> bool {
-        if self.sample.is_some() {
-            return false;
-        }
-        self.left -= 1;
-        if self.left > 0 {
-            return false;
-        }
-        self.left = EVERY;
-        let now = Instant::now();
-        self.sample = Some(Sample { fetched: now, submitted: now, done: now, slot: None });
-        true
+    /// Whether the next command is one whose time is taken.
+    pub(super) fn picks_next(&self) -> bool {
+        self.left == 0 && self.sample.is_none()
     }
 
-    /// The picked command is about to be submitted.
-    pub(crate) fn submitting(&mut self) {
+    /// Another command was fetched.
+    pub(super) fn passed(&mut self) {
+        self.left = self.left.saturating_sub(1);
+    }
+
+    /// The picked command, which had to wait for its disk, is done.
+    pub(super) fn done(&mut self) {
+        if let Some(sample) = &mut self.sample {
+            sample.done = Instant::now();
+        }
+    }
+}
+
+impl Stamps for StageSampler {
+    const MARK: u32 = SAMPLED;
+
+    fn fetched(&mut self) {
+        let now = Instant::now();
+        self.sample = Some(Sample { fetched: now, submitted: now, done: now });
+        self.left = EVERY;
+    }
+
+    fn submitting(&mut self) {
         if let Some(sample) = &mut self.sample {
             sample.submitted = Instant::now();
         }
     }
 
-    /// The picked command has been submitted; if it has to wait for its disk, it does so in this slot.
-    pub(crate) fn submitted(&mut self, submission: Submission, slot: u32) {
+    fn submitted(&mut self, submission: Submission) {
         match submission {
             Submission::Done(_) => self.done(),
-            Submission::Pending => self.sample.iter_mut().for_each(|sample| sample.slot = Some(slot)),
+            Submission::Pending => {}
             // It will be fetched again.
             Submission::Full => self.forget(),
         }
     }
 
-    /// The picked command is none whose stages these are.
-    pub(crate) fn forget(&mut self) {
+    fn forget(&mut self) {
         self.sample = None;
     }
 
-    /// A command that waited in this slot is done; says whether it is the picked one.
-    pub(crate) fn completed(&mut self, slot: u32) -> bool {
-        let picked = self.sample.as_ref().is_some_and(|sample| sample.slot == Some(slot));
-        if picked {
-            self.done();
-        }
-        picked
-    }
-
-    fn done(&mut self) {
-        if let Some(sample) = &mut self.sample {
-            sample.done = Instant::now();
-        }
-    }
-
-    /// The picked command's completion has been posted.
-    pub(crate) fn posted(&mut self, counters: &ReactorCounters) {
+    fn posted(&mut self, counters: &ReactorCounters) {
         let Some(sample) = self.sample.take() else { return };
         let posted = Instant::now();
         let ns = |from: Instant, to: Instant| {
@@ -166,22 +180,37 @@ mod tests {
     fn one_command_in_so_many_is_sampled_and_no_other_while_it_is_under_way() {
         let (mut sampler, counters) = (StageSampler::new(), ReactorCounters::default());
         let mut picked = 0;
-        for command in 0..10 * EVERY {
+        for _ in 0..10 * EVERY {
             sampler.doorbell(1);
-            if sampler.fetched() {
+            if sampler.picks_next() {
                 picked += 1;
+                sampler.fetched();
                 sampler.submitting();
-                sampler.submitted(Submission::Pending, 7);
-                assert!(!sampler.fetched() && !sampler.completed(6), "{command}");
+                sampler.submitted(Submission::Pending);
+                for _ in 0..2 * EVERY {
+                    sampler.passed();
+                    assert!(!sampler.picks_next());
+                }
+                sampler.left = EVERY;
                 std::thread::sleep(Duration::from_millis(2));
-                assert!(sampler.completed(7));
+                sampler.done();
                 sampler.posted(&counters);
             }
+            sampler.passed();
         }
         let mut times = StageTimes::default();
         times.add(&counters.stages);
         assert_eq!((picked, times.samples), (10, 10));
         assert!(times.disk_ns >= 10 * 1_900_000, "{times:?}");
         assert!(times.queued_ns + times.decode_ns < times.disk_ns, "{times:?}");
+    }
+
+    #[test]
+    fn a_command_that_finds_no_room_is_forgotten() {
+        let (mut sampler, counters) = (StageSampler::new(), ReactorCounters::default());
+        sampler.fetched();
+        sampler.submitted(Submission::Full);
+        sampler.posted(&counters);
+        assert_eq!(counters.stages.samples.get(), 0);
     }
 }
