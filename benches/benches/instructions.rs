@@ -61,7 +61,7 @@ const fn case(name: &'static str, disk: &'static str, write: bool, block_size: u
 }
 
 /// `mem:` with short blocks: the copy itself is the machine's, not ours.
-const CASES: [Case; 8] = [
+const CASES: [Case; 9] = [
     case("idle round", "null:1T", false, 4096, 0),
     case("null: 4 KiB reads, QD1", "null:1T", false, 4096, 1),
     case("null: 4 KiB reads, QD32", "null:1T", false, 4096, 32),
@@ -70,6 +70,7 @@ const CASES: [Case; 8] = [
     case("mem: 512 B reads, QD1", "mem:64M", false, 512, 1),
     case("mem: 512 B reads, QD32", "mem:64M", false, 512, 32),
     case("file: 4 KiB reads, QD32", FILE, false, 4096, 32),
+    Case { controllers: 64, ..case("null: 4 KiB reads, QD32 on each of 64", "null:1T", false, 4096, 32) },
 ];
 
 /// Instructions of one case, per I/O.

@@ -2,12 +2,14 @@
 //!
 //! To look at a controller takes a few cache lines that are its own; with 64 of them, a round that looked at all would
 //! cost more than the commands that it finds. So controllers that have something to do are *warm* and looked at in
-//! every round, and become *cold* after [`PATIENCE`] rounds with nothing. Cold ones take turns: one turn for so much
-//! work done ([`WORK_PER_TURN`]), or for so many rounds without any ([`ROUNDS_PER_TURN`]). That bounds how long the first
-//! command of a controller that was idle waits: for [`WORK_PER_TURN`] of others' work, times the number of cold ones.
-//! Before a reactor sleeps it looks at all of them anyway.
+//! every round, and become *cold* after [`PATIENCE`] rounds in which others had something to do and they had not. (A
+//! round in which nobody had costs nobody anything: were it counted, all would be cold after a pause that they shared,
+//! and would have to be found again one by one.) Cold ones take turns: one turn for so much work done
+//! ([`WORK_PER_TURN`]), or for so many rounds without any ([`ROUNDS_PER_TURN`]). That bounds how long the first command of
+//! a controller that was idle waits: for [`WORK_PER_TURN`] of others' work, times the number of cold ones. Before a
+//! reactor sleeps it looks at all of them anyway.
 
-/// Rounds with nothing after which a controller is cold.
+/// Rounds with nothing, while others had something, after which a controller is cold.
 const PATIENCE: u8 = 64;
 /// Units of work (a command, or [`BYTES_PER_UNIT`]) of the warm ones between two turns of cold ones.
 const WORK_PER_TURN: u64 = 32;
@@ -24,6 +26,8 @@ pub(super) struct Attention {
     warm: Vec<usize>,
     /// By controller: rounds that it stays warm without work; 0: it is cold.
     patience: Vec<u8>,
+    /// What a round with nothing to do costs: 1 if the last round found work, otherwise 0.
+    toll: u8,
     /// Whose turn is next, if it is cold then.
     next: usize,
     /// Work done since the last turn.
@@ -54,7 +58,7 @@ impl Attention {
     #[inline]
     pub(super) fn looked(&mut self, position: usize, busy: bool) -> usize {
         let patience = &mut self.patience[self.warm[position]];
-        *patience = if busy { PATIENCE } else { *patience - 1 };
+        *patience = if busy { PATIENCE } else { *patience - self.toll };
         if *patience == 0 {
             self.warm.swap_remove(position);
             return position;
@@ -62,9 +66,10 @@ impl Attention {
         position + 1
     }
 
-    /// After so much work (0: a round that found nothing): how many turns there are for cold ones.
+    /// After a round with so much work (0: it found nothing): how many turns there are for cold ones.
     #[inline]
     pub(super) fn turns(&mut self, work: u64) -> usize {
+        self.toll = u8::from(work > 0);
         let cold = self.patience.len() - self.warm.len();
         if cold == 0 {
             return 0;
@@ -121,7 +126,7 @@ mod tests {
     #[test]
     fn a_busy_controller_among_64_pays_for_few_looks_at_the_others() {
         let looks: usize = looks_at_others(64, 1, 10_000).iter().sum();
-        assert!(looks <= 63 * usize::from(PATIENCE) + 10_000 / WORK_PER_TURN as usize, "{looks}");
+        assert!(looks <= 63 * (usize::from(PATIENCE) + 1) + 10_000 / WORK_PER_TURN as usize, "{looks}");
     }
 
     #[test]
@@ -146,6 +151,7 @@ mod tests {
         attention.add();
         while attention.at(0).is_some() {
             attention.looked(0, false);
+            attention.turns(1);
         }
         assert_eq!(attention.next_cold(), Some(0));
         attention.warm(0);
@@ -155,8 +161,21 @@ mod tests {
     }
 
     #[test]
-    fn a_round_that_found_nothing_counts_too() {
-        let looks = looks_at_others(3, 0, usize::from(PATIENCE) + 4 * ROUNDS_PER_TURN as usize);
-        assert_eq!(looks, [usize::from(PATIENCE) + 2; 2]);
+    fn in_rounds_that_find_nothing_nobody_becomes_cold() {
+        let rounds = 10 * usize::from(PATIENCE);
+        assert_eq!(looks_at_others(64, 0, rounds), [rounds; 63]);
+    }
+
+    #[test]
+    fn rounds_that_find_nothing_bring_the_cold_ones_their_turns() {
+        let mut attention = Attention::default();
+        attention.add();
+        while attention.at(0).is_some() {
+            attention.looked(0, false);
+            attention.turns(1);
+        }
+        attention.credit = 0;
+        let turns: usize = (0..4 * ROUNDS_PER_TURN).map(|_| attention.turns(0)).sum();
+        assert_eq!(turns, 4);
     }
 }
