@@ -169,19 +169,23 @@ impl Engine {
         started.map_err(|error| EngineError::Io("no epoll descriptor for a reactor", error))
     }
 
-    /// Starts an engine whose reactors are the caller's to run: see [`crate::bench`].
+    /// Starts an engine whose reactors are the caller's to run, each made on the thread that is to run it: see
+    /// [`crate::bench`].
     #[cfg(feature = "bench")]
     pub(crate) fn start_stepped(
         poll: PollMode,
         reactors: usize,
-    ) -> Result<(Self, Vec<Reactor>), EngineError> {
+    ) -> Result<(Self, Vec<crate::bench::Maker<Reactor>>), EngineError> {
         let engine = Self::without_reactors(EngineOptions { reactors, poll, ..EngineOptions::default() })?;
-        let make =
-            |index| Reactor::new(index, engine.reactors.clone(), poll, engine.statistics[index].clone());
-        let reactors: Result<Vec<_>, _> = (0..reactors).map(make).collect();
-        let reactors =
-            reactors.map_err(|error| EngineError::Io("no epoll descriptor for a reactor", error))?;
-        Ok((engine, reactors))
+        let maker = |index: usize| -> crate::bench::Maker<Reactor> {
+            let (handles, statistics) = (engine.reactors.clone(), engine.statistics[index].clone());
+            Box::new(move || {
+                let reactor = Reactor::new(index, handles, poll, statistics);
+                reactor.map_err(|error| EngineError::Io("no epoll descriptor for a reactor", error))
+            })
+        };
+        let makers = (0..reactors).map(maker).collect();
+        Ok((engine, makers))
     }
 
     /// Adds a controller that attaches all namespaces of the subsystem.

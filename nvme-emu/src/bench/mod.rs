@@ -10,6 +10,9 @@ use crate::engine::{Engine, EngineError};
 use crate::reactor::PollMode;
 use crate::reactor::run::Reactor;
 
+/// Makes a reactor, on the thread that is to run it.
+pub type Maker<R> = Box<dyn FnOnce() -> Result<R, EngineError> + Send>;
+
 /// A reactor on the caller's thread.
 pub struct SteppedReactor(Reactor);
 
@@ -32,8 +35,20 @@ impl SteppedReactor {
     ///
     /// As [`Engine::start`].
     pub fn start_several(reactors: usize) -> Result<(Engine, Vec<Self>), EngineError> {
-        let (engine, reactors) = Engine::start_stepped(PollMode::Always, reactors)?;
-        Ok((engine, reactors.into_iter().map(Self).collect()))
+        let (engine, makers) = Self::start_on_threads(reactors)?;
+        let reactors = makers.into_iter().map(|make| make()).collect::<Result<_, _>>()?;
+        Ok((engine, reactors))
+    }
+
+    /// The same, each reactor to be made on the thread that is to run it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::start`].
+    pub fn start_on_threads(reactors: usize) -> Result<(Engine, Vec<Maker<Self>>), EngineError> {
+        let (engine, makers) = Engine::start_stepped(PollMode::Always, reactors)?;
+        let maker = |make: Maker<Reactor>| -> Maker<Self> { Box::new(move || make().map(Self)) };
+        Ok((engine, makers.into_iter().map(maker).collect()))
     }
 
     /// Looks at everything once; says how many commands were fetched. `None`: the engine has been shut down.

@@ -10,41 +10,46 @@ use std::time::Instant;
 
 /// What Create I/O Completion Queue (or AQA and ACQ) say of a queue, checked.
 #[derive(Clone, Copy, Debug)]
+#[repr(C)]
 pub(crate) struct CompletionQueueParameters {
-    pub(crate) id: u16,
     /// Entries, at least 2.
     pub(crate) size: u32,
-    /// I/O virtual address, a multiple of the memory page size.
-    pub(crate) base: u64,
     pub(crate) vector: u16,
     pub(crate) interrupts: bool,
+    /// I/O virtual address, a multiple of the memory page size.
+    pub(crate) base: u64,
+    pub(crate) id: u16,
 }
 
 /// The doorbell's value cannot be right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct InvalidDoorbell;
 
+/// A command takes its first cache line only: up to whether there are interrupts.
+#[repr(C, align(64))]
 pub(crate) struct CompletionQueue {
-    pub(crate) parameters: CompletionQueueParameters,
     pub(crate) doorbell: Doorbell,
     /// The entries, where guest memory has them; `None` while that memory is not mapped.
     ring: Option<NonNull<[AtomicU64; 2]>>,
     tail: u32,
     head: u32,
-    phase: u16,
     /// Places that commands in flight have been promised.
     reserved: u32,
+    phase: u16,
+    /// Whether it asserts the pin.
+    pub(crate) asserts_pin: bool,
+    pub(crate) parameters: CompletionQueueParameters,
+    /// Completions posted since the last interrupt, if it has any.
+    pub(crate) uninterrupted: u32,
     /// What there was no place for: only what nothing was reserved for comes here (admin queue, memory gone).
     backlog: VecDeque<CompletionQueueEntry>,
     /// A doorbell value that was found invalid, and has been reported.
     rejected: Option<u32>,
-    /// Completions posted since the last interrupt, if it has any.
-    pub(crate) uninterrupted: u32,
     /// Since when an interrupt waits for more completions (coalescing).
     pub(crate) waiting_since: Option<Instant>,
-    /// Whether it asserts the pin.
-    pub(crate) asserts_pin: bool,
 }
+
+const _: () = assert!(std::mem::offset_of!(CompletionQueue, parameters.base) == 64);
 
 impl CompletionQueue {
     pub(crate) fn new(parameters: CompletionQueueParameters, doorbell: Doorbell, map: &MemoryMap) -> Self {
@@ -180,7 +185,9 @@ impl CompletionQueue {
         slot[0].store(low, Ordering::Relaxed);
         // The phase bit is in this word: release, so that whoever sees it sees the rest, and the data before it.
         slot[1].store(high, Ordering::Release);
-        self.uninterrupted += u32::from(self.parameters.interrupts);
+        if self.parameters.interrupts {
+            self.uninterrupted += 1;
+        }
         self.tail += 1;
         if self.tail == self.parameters.size {
             self.tail = 0;

@@ -22,6 +22,8 @@ struct DiskQueue {
 #[derive(Default)]
 pub(crate) struct DiskQueues {
     queues: Vec<DiskQueue>,
+    /// Pending at all of them.
+    pending: usize,
 }
 
 impl DiskQueues {
@@ -50,6 +52,7 @@ impl DiskQueues {
         if submission == Submission::Pending {
             queue.submitted = true;
             queue.pending += 1;
+            self.pending += 1;
         }
         submission
     }
@@ -76,12 +79,17 @@ impl DiskQueues {
     /// Ends the batch, and collects what has completed.
     #[inline]
     pub(crate) fn kick_and_poll(&mut self, completions: &mut Vec<Completion>) {
+        if self.pending == 0 {
+            return;
+        }
         for queue in &mut self.queues {
             if std::mem::take(&mut queue.submitted) {
                 queue.queue.kick();
             }
             if queue.pending > 0 {
-                queue.pending -= queue.queue.poll(completions) as u32;
+                let ended = queue.queue.poll(completions);
+                queue.pending -= ended as u32;
+                self.pending -= ended;
             }
         }
     }

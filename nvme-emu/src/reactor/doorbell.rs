@@ -20,11 +20,11 @@ pub(crate) struct Shadow {
 /// One queue's doorbell, as its reactor sees it.
 #[derive(Debug)]
 pub(crate) struct Doorbell {
-    page: Arc<DoorbellPage>,
-    index: usize,
     /// Where to look: the page's word, or the shadow's.
     value: NonNull<AtomicU32>,
     event_index: Option<NonNull<AtomicU32>>,
+    page: Arc<DoorbellPage>,
+    index: usize,
 }
 
 impl Doorbell {

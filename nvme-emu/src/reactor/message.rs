@@ -80,8 +80,9 @@ pub(crate) struct EnableParameters {
     pub(crate) tuning: Tuning,
 }
 
-/// Features that the data path acts on.
+/// Features that the data path acts on: every command on the first two.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[repr(C)]
 pub(crate) struct Tuning {
     /// Feature 01h, Arbitration Burst: commands fetched from a queue before the next one's turn.
     pub(crate) burst: u32,

@@ -126,15 +126,15 @@ impl Reactor {
 
     #[inline]
     fn poll_shards(&mut self) -> usize {
-        if let [only] = &mut self.shards[..] {
+        if self.shards.len() == 1 {
             // It has nobody to share attention with.
-            return only.poll(0, &mut self.disks);
+            return self.look(0);
         }
         let (mut commands, mut work, mut position) = (0, 0, 0);
         while let Some(index) = self.attention.at(position) {
-            let shard = &mut self.shards[index];
-            let before = shard.bytes_moved();
-            let fetched = shard.poll((index as u64) << 32, &mut self.disks);
+            let before = self.shards[index].bytes_moved();
+            let fetched = self.look(index);
+            let shard = &self.shards[index];
             commands += fetched;
             work += fetched as u64 + (shard.bytes_moved() - before) / BYTES_PER_UNIT;
             position = self.attention.looked(position, fetched > 0 || shard.is_busy());
@@ -145,12 +145,20 @@ impl Reactor {
         commands
     }
 
-    fn look_at_a_cold_one(&mut self) -> usize {
-        let Some(index) = self.attention.next_cold() else { return 0 };
+    /// Looks at a shard, and ends its batch at once while its lines are at hand: what its disks have not done yet ends
+    /// another.
+    #[inline]
+    fn look(&mut self, index: usize) -> usize {
         let shard = &mut self.shards[index];
         let commands = shard.poll((index as u64) << 32, &mut self.disks);
         shard.finish_batch();
-        if commands > 0 || shard.is_busy() {
+        commands
+    }
+
+    fn look_at_a_cold_one(&mut self) -> usize {
+        let Some(index) = self.attention.next_cold() else { return 0 };
+        let commands = self.look(index);
+        if commands > 0 || self.shards[index].is_busy() {
             self.attention.warm(index);
         }
         commands
@@ -160,15 +168,16 @@ impl Reactor {
     fn poll_disks_and_doors(&mut self) -> usize {
         self.disks.kick_and_poll(&mut self.completions);
         let ended = self.completions.len();
-        for completion in self.completions.drain(..) {
-            // The upper half of a token is its shard, as set above.
-            self.shards[(completion.token >> 32) as usize]
-                .complete(completion.token as u32, completion.result);
-        }
-        for &shard in self.attention.all_warm() {
-            let shard = &mut self.shards[shard];
-            shard.finish_batch();
-            shard.check_waiting();
+        if ended > 0 {
+            for completion in self.completions.drain(..) {
+                // The upper half of a token is its shard, as set above.
+                self.shards[(completion.token >> 32) as usize]
+                    .complete(completion.token as u32, completion.result);
+            }
+            // Those that wait for a disk are warm.
+            for &shard in self.attention.all_warm() {
+                self.shards[shard].finish_batch();
+            }
         }
         ended + self.doors.look(&self.epoll)
     }

@@ -13,6 +13,7 @@ use crate::controller::counters::ReactorCounters;
 use crate::controller::interrupts::Vectors;
 use crate::controller::shared::{FailedCommand, Finding, Shared};
 use crate::faults::FaultPoint;
+use crate::memory::sigbus::Fault;
 use crate::memory::{MemoryMap, RegionMask};
 use crate::nvm::composite::Composite;
 use crate::nvm::{self, Context, NamespaceView, Plan, Prepared, errno};
@@ -73,52 +74,64 @@ const COMPOSITE: u32 = 1 << 31;
 /// The token of a flush that no command asked for.
 const FLUSH: u32 = u32::MAX;
 
+/// In the order in which it is used: a round looks at the first lines of every shard that it looks at, and with many
+/// controllers none of them is in the innermost cache any more.
+#[repr(C, align(64))]
 pub(crate) struct Shard {
-    /// Index of its reactor.
-    pub(super) reactor: usize,
+    // What a look takes.
+    pub(super) sqs: Vec<Option<SubmissionQueue>>,
+    pub(super) cqs: Vec<Option<CompletionQueue>>,
+    pub(super) in_flight: usize,
+    /// There may be something in `unfinished`, `flushes`, `flushes_left`, `waiting` or `faults`.
+    pub(super) chores: bool,
+    /// Something was posted since interrupts were last looked at, to a queue that has them or a backlog.
+    posted: bool,
+    /// Commands were fetched since the time was last accounted for.
+    worked: bool,
+    pub(super) draining: bool,
+    /// Whether one of the namespaces' disks wants to know of commands in advance.
+    pub(super) hints: bool,
+
+    // What a command takes.
     pub(super) shared: Arc<Shared>,
+    /// Its client's memory turned out to have nothing behind it.
+    fault: Arc<Fault>,
     pub(super) counters: Arc<ReactorCounters>,
     pub(super) map: Arc<MemoryMap>,
-    /// Counts the maps, and other changes after which commands from before have to be told from those that follow.
-    pub(super) epoch: u32,
-    pub(super) vectors: Arc<Vectors>,
     /// By NSID, from 1.
     pub(super) namespaces: Vec<Option<NamespaceView>>,
-    /// Whether one of their disks wants to know of commands in advance.
-    pub(super) hints: bool,
-    pub(super) page_size: u64,
-    pub(super) max_transfer: u32,
-    pub(super) tuning: Tuning,
-    /// I/O virtual addresses of shadow doorbells and EventIdx entries.
-    pub(super) shadow: Option<(u64, u64)>,
-    pub(super) cqs: Vec<Option<CompletionQueue>>,
-    pub(super) sqs: Vec<Option<SubmissionQueue>>,
-    pub(super) commands: Vec<Command>,
+    /// What it does wrong by script.
+    pub(super) faults: Option<Box<FaultPoint>>,
     free_commands: Vec<u32>,
+    pub(super) commands: Vec<Command>,
+    /// Takes the time of some commands, if somebody wants to know.
+    sampler: Option<Box<StageSampler>>,
+    hint: usize,
+    pub(super) list: SegmentList,
+    /// Counts the maps, and other changes after which commands from before have to be told from those that follow.
+    pub(super) epoch: u32,
+    pub(super) max_transfer: u32,
+    pub(super) page_size: u64,
+    pub(super) tuning: Tuning,
+
+    // What few of them take.
+    pub(super) vectors: Arc<Vectors>,
     composites: Vec<Composite>,
     free_composites: Vec<u32>,
     /// Composites with requests that their disk had no room for.
     unfinished: VecDeque<u32>,
-    pub(super) in_flight: usize,
     /// Flushes in flight that no command asked for, and the disks that are still to be flushed.
     pub(super) flushes: usize,
     pub(super) flushes_left: Vec<usize>,
     /// The errno of the first of those that failed, until somebody has been told.
     pub(super) flush_failed: Option<i32>,
-    pub(super) draining: bool,
     pub(super) waiting: Vec<Waiting>,
     /// Admin commands that the control thread has not answered.
     pub(super) admin_outstanding: u32,
-    pub(super) list: SegmentList,
-    hint: usize,
-    /// Commands were fetched since the time was last accounted for.
-    worked: bool,
-    /// Something was posted since interrupts were last looked at, to a queue that has them or a backlog.
-    posted: bool,
-    /// What it does wrong by script.
-    pub(super) faults: Option<Box<FaultPoint>>,
-    /// Takes the time of some commands, if somebody wants to know.
-    sampler: Option<Box<StageSampler>>,
+    /// I/O virtual addresses of shadow doorbells and EventIdx entries.
+    pub(super) shadow: Option<(u64, u64)>,
+    /// Index of its reactor.
+    pub(super) reactor: usize,
 }
 
 impl Shard {
@@ -126,6 +139,8 @@ impl Shard {
         Self {
             reactor,
             counters: shared.shard_counters[reactor].clone(),
+            fault: shared.fault.clone(),
+            chores: shared.faults.is_some(),
             faults: shared.faults.clone().map(|faults| Box::new(FaultPoint::new(faults))),
             sampler: shared.explain.then(|| Box::new(StageSampler::new())),
             shared,
@@ -166,18 +181,14 @@ impl Shard {
         for sq in 0..self.sqs.len() {
             fetched += self.poll_queue(sq, token, disks);
         }
-        if !self.unfinished.is_empty() {
+        if self.chores {
             self.continue_composites(token, disks);
-        }
-        if !self.flushes_left.is_empty() {
             self.continue_flushes(token, disks);
-        }
-        if self.faults.is_some() {
             self.post_late();
         }
         if fetched > 0 {
             self.worked = true;
-            if self.shared.fault.is_set() {
+            if self.fault.is_set() {
                 self.shared.found(Finding::MissingMemory);
             }
         }
@@ -241,7 +252,7 @@ impl Shard {
         stamps: &mut impl Stamps,
     ) -> bool {
         let Some(sq) = &mut self.sqs[index] else { return false };
-        let cq_index = sq.cq;
+        let cq_index = sq.cq();
         let Some(cq) = &mut self.cqs[cq_index] else { return false };
         match cq.reserve() {
             Ok(true) => {}
@@ -341,7 +352,7 @@ impl Shard {
         let submission = unsafe { disks.submit(prepared.disk, request) };
         stamps.submitted(submission);
         if submission == Submission::Full {
-            if let Some(cq) = self.sqs[sq].as_ref().map(|sq| sq.cq) {
+            if let Some(cq) = self.sqs[sq].as_ref().map(|sq| sq.cq()) {
                 self.cqs[cq].as_mut().map(CompletionQueue::release);
             }
             return false;
@@ -401,7 +412,7 @@ impl Shard {
         let Some(sq) = &mut self.sqs[index] else { return };
         sq.in_flight -= 1;
         let (sqid, head) = (sq.parameters.id, sq.head());
-        let Some(cq) = &mut self.cqs[sq.cq] else { return };
+        let Some(cq) = &mut self.cqs[sq.cq()] else { return };
         if self.draining {
             self.counters.late_completions.add(1);
             return;
@@ -420,7 +431,7 @@ impl Shard {
         if self.faults.is_some() {
             self.posted = true;
             cq.release();
-            let cq = sq.cq;
+            let cq = sq.cq();
             return self.post_as_scripted(cq, entry);
         }
         // A queue without interrupts is done with it.
@@ -504,6 +515,7 @@ impl Shard {
             match unsafe { disks.submit(part.disk, request) } {
                 Submission::Full => {
                     self.unfinished.push_back(slot);
+                    self.chores = true;
                     return;
                 }
                 Submission::Pending => composite.submitted(),
@@ -516,6 +528,7 @@ impl Shard {
         self.end_composite(slot);
     }
 
+    #[cold]
     fn continue_composites(&mut self, token: u64, disks: &mut DiskQueues) {
         for _ in 0..self.unfinished.len() {
             if let Some(slot) = self.unfinished.pop_front() {
@@ -600,7 +613,7 @@ impl Shard {
     #[cold]
     fn fetch_admin(&mut self, index: usize) -> usize {
         let Some(sq) = &mut self.sqs[index] else { return 0 };
-        let Some(cq) = &mut self.cqs[sq.cq] else { return 0 };
+        let Some(cq) = &mut self.cqs[sq.cq()] else { return 0 };
         let room = cq.parameters.size as usize - 1;
         let mut fetched = 0;
         while sq.waiting() > 0 && self.admin_outstanding as usize + cq.backlog_len() < room {
@@ -631,12 +644,24 @@ impl Shard {
         self.counters.busy_ns.add(u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX));
     }
 
-    /// Ends a batch: posts what had no room, and interrupts. `now` is only asked for if an interrupt may wait.
+    /// Ends a batch: posts what had no room, interrupts, and acknowledges what has been waited for long enough.
     #[inline]
     pub(crate) fn finish_batch(&mut self) {
         if self.posted || self.shared.pin.recheck.load(Ordering::Relaxed) {
             self.interrupt();
         }
+        if self.chores {
+            self.acknowledge();
+            self.chores = self.has_chores();
+        }
+    }
+
+    fn has_chores(&self) -> bool {
+        !self.unfinished.is_empty()
+            || self.flushes > 0
+            || !self.flushes_left.is_empty()
+            || !self.waiting.is_empty()
+            || self.faults.is_some()
     }
 
     /// Something is to be posted from a backlog.

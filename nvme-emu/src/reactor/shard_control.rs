@@ -46,6 +46,7 @@ impl Shard {
             }
             ShardRequest::FlushAll => {
                 self.flushes_left = self.namespaces.iter().flatten().map(|view| view.disk).collect();
+                self.chores = true;
                 return self.wait(ticket, Until::Flushed);
             }
             ShardRequest::Vectors(vectors) => {
@@ -84,18 +85,13 @@ impl Shard {
     fn wait(&mut self, ticket: Option<Ticket>, until: Until) {
         if let Some(ticket) = ticket {
             self.waiting.push(Waiting { ticket, until });
+            self.chores = true;
         }
     }
 
     /// Acknowledges what has been waited for long enough.
-    #[inline]
-    pub(crate) fn check_waiting(&mut self) {
-        if !self.waiting.is_empty() {
-            self.acknowledge();
-        }
-    }
-
-    fn acknowledge(&mut self) {
+    #[cold]
+    pub(super) fn acknowledge(&mut self) {
         for waiting in std::mem::take(&mut self.waiting) {
             let over = match waiting.until {
                 Until::Drained => self.in_flight == 0,
@@ -259,7 +255,7 @@ impl Shard {
 
     fn complete_admin(&mut self, cid: u16, status: Status, dw0: u32) {
         let Some(sq) = self.find_sq(0).and_then(|index| self.sqs[index].as_ref()) else { return };
-        let (cq, head) = (sq.cq, sq.head());
+        let (cq, head) = (sq.cq(), sq.head());
         let entry = CompletionQueueEntry::new(cid, 0, head, status, false).with_dw0(dw0);
         if self.faults.is_some() && !self.draining {
             self.post_as_scripted(cq, entry);
@@ -272,11 +268,7 @@ impl Shard {
     /// Whether something is under way, whatever the guest does next: a reactor looks at such a shard in every round.
     #[inline]
     pub(crate) fn is_busy(&self) -> bool {
-        self.in_flight > 0
-            || self.is_posting()
-            || self.flushes > 0
-            || !self.waiting.is_empty()
-            || self.faults.is_some()
+        self.in_flight > 0 || self.is_posting() || self.chores
     }
 
     /// Whether it has queues to look at.

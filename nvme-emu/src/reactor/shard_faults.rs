@@ -21,7 +21,7 @@ impl Shard {
             Verdict::Execute | Verdict::Corrupt(..) => false,
             Verdict::Ignore => {
                 sq.advance();
-                let cq = sq.cq;
+                let cq = sq.cq();
                 self.cqs[cq].as_mut().map(CompletionQueue::release);
                 true
             }

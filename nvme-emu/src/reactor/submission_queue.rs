@@ -8,30 +8,35 @@ use std::ptr::NonNull;
 
 /// What Create I/O Submission Queue (or AQA and ASQ) say of a queue, checked.
 #[derive(Clone, Copy, Debug)]
+#[repr(C)]
 pub(crate) struct SubmissionQueueParameters {
-    pub(crate) id: u16,
     /// Entries, at least 2.
     pub(crate) size: u32,
-    /// I/O virtual address, a multiple of the memory page size.
-    pub(crate) base: u64,
+    pub(crate) id: u16,
     /// Its completion queue.
     pub(crate) cqid: u16,
+    /// I/O virtual address, a multiple of the memory page size.
+    pub(crate) base: u64,
 }
 
+/// A look and a command take its first cache line only: up to the queue's size and identifier.
+#[repr(C, align(64))]
 pub(crate) struct SubmissionQueue {
-    pub(crate) parameters: SubmissionQueueParameters,
     pub(crate) doorbell: Doorbell,
-    /// Where its completion queue is among the shard's.
-    pub(crate) cq: usize,
     ring: Option<NonNull<[u64; 8]>>,
     head: u32,
     tail: u32,
-    rejected: Option<u32>,
     /// Commands fetched and not completed.
     pub(crate) in_flight: u32,
+    /// Where its completion queue is among the shard's.
+    cq: u16,
     /// Set when it is to go as soon as nothing of it is in flight.
     pub(crate) deleting: bool,
+    pub(crate) parameters: SubmissionQueueParameters,
+    rejected: Option<u32>,
 }
+
+const _: () = assert!(std::mem::offset_of!(SubmissionQueue, parameters.base) == 64);
 
 impl SubmissionQueue {
     pub(crate) fn new(
@@ -43,7 +48,8 @@ impl SubmissionQueue {
         let mut this = Self {
             parameters,
             doorbell,
-            cq,
+            // There are no more than one page has doorbells for.
+            cq: cq as u16,
             ring: None,
             head: 0,
             tail: 0,
@@ -53,6 +59,12 @@ impl SubmissionQueue {
         };
         this.remap(map);
         this
+    }
+
+    /// Where its completion queue is among the shard's.
+    #[inline]
+    pub(crate) fn cq(&self) -> usize {
+        usize::from(self.cq)
     }
 
     /// Finds its entries in a new map. While they are in no mapped memory, nothing is fetched.
