@@ -3,68 +3,23 @@
 mod vfio_guest;
 
 use fixtures::Kernel;
-use std::sync::OnceLock;
-use vfio_guest::{Machine, Turn, VfioGuest};
+use vfio_guest::{Machine, machine};
 
-static GUEST: OnceLock<Option<VfioGuest>> = OnceLock::new();
-
-const MACHINE: Machine = Machine {
-    kernel: Kernel::Iommufd,
-    iommu: None,
-    arguments: "vfio.enable_unsafe_noiommu_mode=1 hugepages=96",
-    interface: "unsafe-no-iommu",
-};
-
-fn turn() -> Option<Turn<'static>> {
-    vfio_guest::get(&GUEST, &MACHINE).map(VfioGuest::turn)
-}
-
-#[test]
-fn the_controller_is_identified() {
-    let Some(turn) = turn() else { return };
-    turn.identifies_the_controller();
-}
-
-#[test]
-fn all_sizes_through_all_queues_come_back_as_written() {
-    let Some(turn) = turn() else { return };
-    turn.verifies_all_sizes_through_all_queues();
-}
-
-#[test]
-fn interrupts_wake_who_sleeps() {
-    let Some(turn) = turn() else { return };
-    turn.sleeps_until_interrupts();
-}
-
-#[test]
-fn its_namespace_is_a_disk_that_keeps_the_contract() {
-    let Some(turn) = turn() else { return };
-    turn.keeps_the_block_layers_contract();
-}
-
-#[test]
-fn a_second_process_is_refused() {
-    let Some(turn) = turn() else { return };
-    turn.refuses_a_second_process();
-}
-
-#[test]
-fn a_killed_process_leaves_a_controller_that_starts_afresh() {
-    let Some(turn) = turn() else { return };
-    turn.starts_afresh_after_a_kill_in_the_middle_of_writes();
-}
-
-#[test]
-fn a_controller_in_use_is_let_go_when_the_kernel_asks_for_it() {
-    let Some(turn) = turn() else { return };
-    turn.gives_the_controller_back_when_the_kernel_asks_for_it();
-}
-
-#[test]
-fn the_kernel_gets_it_back_and_reads_what_was_written() {
-    let Some(turn) = turn() else { return };
-    turn.gives_the_controller_back_to_the_kernel_with_its_data();
+machine! {
+    Machine {
+        kernel: Kernel::Iommufd,
+        iommu: None,
+        arguments: "vfio.enable_unsafe_noiommu_mode=1 hugepages=96",
+        interface: "unsafe-no-iommu",
+    };
+    the_controller_is_identified,
+    all_sizes_through_all_queues_come_back_as_written,
+    interrupts_wake_who_sleeps,
+    its_namespace_is_a_disk_that_keeps_the_contract,
+    a_second_process_is_refused,
+    a_killed_process_leaves_a_controller_that_starts_afresh,
+    a_controller_in_use_is_let_go_when_the_kernel_asks_for_it,
+    the_kernel_gets_it_back_and_reads_what_was_written,
 }
 
 #[test]

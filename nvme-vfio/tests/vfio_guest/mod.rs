@@ -1,12 +1,13 @@
 //! A guest with an emulated IOMMU and two of QEMU's NVMe controllers, in which `vfio_exercise` of this package runs on the
-//! kernel's VFIO. What it is to do is the same for each of the kernel's interfaces, and so are the tests.
+//! kernel's VFIO. What it is to do is the same for each of the kernel's interfaces, and so are the tests: a file has one
+//! [`machine`] and the cases that hold there, which are functions of [`Turn`].
 
 // Each file of tests is a program of its own, and uses its own part of this.
-#![allow(dead_code)]
+#![allow(dead_code, unused_macros, unused_imports)]
 
 use fixtures::{Guest, Kernel, guest_with_or_skip};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// For what writes a lot, in a guest without KVM on a busy machine.
@@ -41,12 +42,28 @@ pub struct Machine {
     pub interface: &'static str,
 }
 
-/// The guest of this test program, booted when the first test asks for it.
-pub fn get(slot: &'static OnceLock<Option<VfioGuest>>, machine: &Machine) -> Option<&'static VfioGuest> {
-    slot.get_or_init(|| boot(machine)).as_ref()
-}
+/// Makes tests of cases that are functions of [`Turn`], and `turn()` for tests of the file's own: all of them take turns on
+/// one guest.
+macro_rules! machine {
+    ($machine:expr; $($case:ident),* $(,)?) => {
+        /// The guest, for the test that calls this; `None` where there can be none.
+        fn turn() -> Option<$crate::vfio_guest::Turn<'static>> {
+            static GUEST: std::sync::OnceLock<Option<$crate::vfio_guest::VfioGuest>> = std::sync::OnceLock::new();
+            GUEST.get_or_init(|| $crate::vfio_guest::boot(&$machine)).as_ref().map($crate::vfio_guest::VfioGuest::turn)
+        }
 
-fn boot(machine: &Machine) -> Option<VfioGuest> {
+        $(#[test]
+        fn $case() {
+            if let Some(turn) = turn() {
+                turn.$case();
+            }
+        })*
+    };
+}
+pub(crate) use machine;
+
+/// The guest of a test program.
+pub fn boot(machine: &Machine) -> Option<VfioGuest> {
     let mut builder = guest_with_or_skip(machine.kernel)?.kernel_arguments(machine.arguments);
     if let Some(bits) = machine.iommu {
         builder = builder.iommu(bits);
@@ -150,14 +167,14 @@ impl Turn<'_> {
         self.guest.check(&script).expect("it is gone");
     }
 
-    pub fn identifies_the_controller(&self) {
+    pub fn the_controller_is_identified(&self) {
         let said = self.succeed("identify");
         assert!(said.contains(&format!("{}: taken by {}", self.address, self.interface)), "{said}");
         assert!(said.contains("serial disk0, model QEMU NVMe Ctrl"), "{said}");
         assert!(said.contains(&format!("namespace 1: {} bytes", 256 << 20)), "{said}");
     }
 
-    pub fn verifies_all_sizes_through_all_queues(&self) {
+    pub fn all_sizes_through_all_queues_come_back_as_written(&self) {
         let said = self.succeed("--queues 4 -- exercise");
         assert!(said.contains("through 4 queues") && said.contains("bytes in one buffer"), "{said}");
         if self.interface == NO_IOMMU {
@@ -170,28 +187,28 @@ impl Turn<'_> {
         assert_ne!(complaints.trim(), "0", "the IOMMU has stopped nothing");
     }
 
-    pub fn leaves_nothing_over_when_it_is_closed(&self) {
+    pub fn nothing_is_left_over_when_it_is_closed_and_opened_again(&self) {
         let said = self.succeed("reopen");
         assert!(said.contains("the function was reset") && said.contains("nothing is left over"), "{said}");
     }
 
-    pub fn keeps_data_and_queues_over_resets(&self) {
+    pub fn data_and_queues_survive_resets(&self) {
         let said = self.succeed("reset");
         assert!(said.contains("verified over 3 resets"), "{said}");
     }
 
-    pub fn sleeps_until_interrupts(&self) {
+    pub fn interrupts_wake_who_sleeps(&self) {
         let said = self.succeed("--interrupts --queues 3 -- exercise");
         assert!(said.contains("through 3 queues"), "{said}");
     }
 
-    pub fn keeps_the_block_layers_contract(&self) {
+    pub fn its_namespace_is_a_disk_that_keeps_the_contract(&self) {
         let line = format!("{DISK_PROGRAM} nvme://{}/1,vfio={} contract", self.address, self.interface);
         let said = self.guest.check_within(&line, VERY_LONG).expect("it is kept");
         assert!(said.contains("all of the contract is kept"), "{said}");
     }
 
-    pub fn copies_nothing_of_registered_memory(&self) {
+    pub fn requests_into_registered_memory_are_not_copied(&self) {
         for options in ["", ",poll=always", ",depth=8,queues=3"] {
             let line = format!(
                 "{DISK_PROGRAM} nvme://{}/1,vfio={}{options} zero-copy",
@@ -202,7 +219,7 @@ impl Turn<'_> {
         }
     }
 
-    pub fn refuses_a_second_process(&self) {
+    pub fn a_second_process_is_refused(&self) {
         let holder = self.start("hold", "taken by");
         let complaint = self.complaint(&self.line("identify"));
         assert!(complaint.contains(&format!("{} is in use by another process", self.address)), "{complaint}");
@@ -210,7 +227,7 @@ impl Turn<'_> {
         self.succeed("identify");
     }
 
-    pub fn starts_afresh_after_a_kill_in_the_middle_of_writes(&self) {
+    pub fn a_killed_process_leaves_a_controller_that_starts_afresh(&self) {
         for _ in 0..3 {
             let hammer = self.start("hammer", "hammering");
             self.kill(&hammer);
@@ -220,7 +237,7 @@ impl Turn<'_> {
     }
 
     /// The kernel's driver is unbound from a controller that a program holds, which goes on running.
-    pub fn gives_the_controller_back_when_the_kernel_asks_for_it(&self) {
+    pub fn a_controller_in_use_is_let_go_when_the_kernel_asks_for_it(&self) {
         for command in ["hammer", "hold"] {
             let (word, address) = (if command == "hammer" { "hammering" } else { "taken by" }, self.address);
             let holder = self.start(command, word);
@@ -246,7 +263,7 @@ impl Turn<'_> {
         self.succeed("identify");
     }
 
-    pub fn gives_the_controller_back_to_the_kernel_with_its_data(&self) {
+    pub fn the_kernel_gets_it_back_and_reads_what_was_written(&self) {
         self.guest.check("head -c 3000000 /dev/urandom >/tmp/data").expect("data");
         self.succeed("write /tmp/data");
         self.guest.unbind_vfio(self.address).expect("the kernel takes it back");
@@ -258,7 +275,7 @@ impl Turn<'_> {
         self.guest.check(&script).expect("the kernel reads what was written");
     }
 
-    pub fn refuses_a_controller_that_the_kernel_has(&self) {
+    pub fn a_controller_that_the_kernel_has_is_refused_with_what_to_do(&self) {
         let other = self.other;
         let complaint = self.complaint(&self.line_for(other, "identify"));
         let wanted =
