@@ -1,13 +1,12 @@
 //! A medium that fails: what both engines say of it, and what they do from then on. On a simulated file, so that every
 //! call can be made to fail.
 
-use block_core::contract::durability::writing_has_ended;
+use block_core::contract::durability::{ENGINES, writing_has_ended};
 use block_core::contract::{Client, Memory, pattern};
 use block_core::file::simulated::{Asked, SimulatedFile, Verdict};
 use block_core::{Disk, Operation, RequestError, RequestFlags, RequestResult};
 use std::sync::{Arc, Mutex};
 
-const ENGINES: [&str; 2] = ["io_uring", "threads"];
 const SIZE: usize = 1 << 20;
 
 fn file() -> SimulatedFile {

@@ -3,11 +3,11 @@
 
 mod images;
 
-use block_core::contract::durability::{Workload, seeds, writing_has_ended};
+use block_core::contract::durability::{ENGINES, Mode, Workload, seeds, writing_has_ended};
 use block_core::contract::{Client, Memory, Random, pattern};
 use block_core::file::simulated::{Asked, SimulatedFile, Verdict};
 use block_core::{Disk, Operation, RequestFlags, RequestResult};
-use images::simulated::{Case, ENGINES, Shapes, examine, open, promise};
+use images::simulated::{Case, Shapes, examine, open};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -44,20 +44,18 @@ fn whatever_call_fails_the_request_does_and_nothing_is_lost_that_was_promised() 
     for seed in seeds {
         let mut random = Random::new(seed);
         let cache = random.one_of(&["writeback", "none", "writethrough", "directsync"]);
-        let engine = random.one_of(&ENGINES);
+        let mode = Mode { cache, engine: random.one_of(&ENGINES) };
         let call = random.one_of(&Call::ALL);
         let errno = random.one_of(&[libc::EIO, libc::ENOSPC]);
         let early = random.one_of(&[3, 20, 200]);
         let first = random.below(early);
         let last = first + random.one_of(&[0, 0, 5, u64::MAX / 2]);
-        let what = format!(
-            "{call:?} number {first} to {last} fails, cache={cache},aio={engine}, RINGPAIR_SEED={seed}"
-        );
+        let what = format!("{call:?} number {first} to {last} fails, {mode}, RINGPAIR_SEED={seed}");
         eprintln!("{what}");
         let case = shapes.case(random.below(100), seed);
         let Case { shape, file, workload, .. } = &case;
         let workload = Workload { goes_on: true, ..workload.clone() };
-        let disk = open(file, &format!("cache={cache},aio={engine}")).unwrap();
+        let disk = open(file, &mode.to_string()).unwrap();
         let mut number = 0;
         file.hook(move |asked| {
             let this = number;
@@ -74,7 +72,7 @@ fn whatever_call_fails_the_request_does_and_nothing_is_lost_that_was_promised() 
         for failure in history.failures() {
             assert_eq!(failure.errno, errno, "{what}, {shape}");
         }
-        case.keeps(&history, promise(cache), 6).unwrap_or_else(|error| panic!("{what}, {shape}: {error}"));
+        case.keeps(&history, mode.promise(), 6).unwrap_or_else(|error| panic!("{what}, {shape}: {error}"));
     }
     assert!(failed * 2 > all, "only {failed} of {all} runs had anything fail");
 }
@@ -101,14 +99,12 @@ fn is_whole_and_holds(file: &SimulatedFile, written: &[u64]) {
 }
 
 /// A blank image of each shape on each engine in each cache mode of these.
-fn each(caches: &[&str], test: impl Fn(&SimulatedFile, &str)) {
+fn each(caches: &[&'static str], test: impl Fn(&SimulatedFile, &str)) {
     let Some(shapes) = Shapes::new() else { return };
-    for (engine, shape) in ENGINES.into_iter().flat_map(|engine| [0, 1, 2].map(|shape| (engine, shape))) {
-        for cache in caches {
-            let Case { shape, file, .. } = shapes.case(shape, 1);
-            eprintln!("{shape}, cache={cache},aio={engine}");
-            test(&file, &format!("cache={cache},aio={engine}"));
-        }
+    for (mode, shape) in Mode::each(caches).flat_map(|mode| [0, 1, 2].map(|shape| (mode, shape))) {
+        let Case { shape, file, .. } = shapes.case(shape, 1);
+        eprintln!("{shape}, {mode}");
+        test(&file, &mode.to_string());
     }
 }
 

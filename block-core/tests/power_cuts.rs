@@ -6,9 +6,8 @@
 //! by the seed; that of threads also by the host.
 
 use block_core::Registry;
-use block_core::contract::durability::{History, Loss, Promise, Workload, seeds};
+use block_core::contract::durability::{History, Loss, Mode, Promise, Workload, seeds};
 use block_core::contract::{Client, Random};
-use block_core::file::CacheMode;
 use block_core::file::simulated::{Asked, SimulatedFile, Verdict, moody};
 
 /// Of every test: runs, and power cuts in each.
@@ -18,11 +17,9 @@ const CUTS: u64 = 40;
 /// Small, so that requests overlap; its end is not a multiple of what `O_DIRECT` asks for.
 const CAPACITY: u64 = (128 << 10) + 1536;
 
-const ENGINES: [&str; 2] = ["io_uring", "threads"];
-
 /// Runs a workload on a file that holds what the workload begins with.
-fn run(file: &SimulatedFile, workload: &Workload, options: &str) -> History {
-    let disk = file.open(options).expect("options of a file");
+fn run(file: &SimulatedFile, workload: &Workload, mode: Mode) -> History {
+    let disk = file.open(&mode.to_string()).expect("options of a file");
     workload.run(&disk, &|| file.now())
 }
 
@@ -41,86 +38,61 @@ fn cut(file: &SimulatedFile, history: &History, promise: Promise, seed: u64) -> 
 }
 
 /// Every seed of one mode on one engine.
-fn keeps_its_promise(cache: &str, engine: &str) {
-    let mode = CacheMode::WORDS.iter().find(|(word, _)| *word == cache).expect("a mode").1;
+fn keeps_its_promise(mode: Mode) {
     for seed in seeds(RUNS) {
         let workload = Workload { whole_pages: seed % 5 == 4, ..Workload::new(seed) };
         let file = SimulatedFile::new(workload.initial(CAPACITY), seed);
         file.hook(moody(seed));
-        let history = run(&file, &workload, &format!("cache={cache},aio={engine}"));
-        assert_eq!(history.failures().next(), None, "cache={cache},aio={engine}, RINGPAIR_SEED={seed}");
-        let say = |error: Loss| panic!("cache={cache},aio={engine}, RINGPAIR_SEED={seed}: {error}");
+        let history = run(&file, &workload, mode);
+        assert_eq!(history.failures().next(), None, "{mode}, RINGPAIR_SEED={seed}");
+        let say = |error: Loss| panic!("{mode}, RINGPAIR_SEED={seed}: {error}");
         // Of what the disk's users see, nothing is ever lost.
         history.check(u64::MAX, Promise::EveryWrite, &file.contents().to_vec()).unwrap_or_else(say);
-        cut(&file, &history, Promise::of(mode), seed).unwrap_or_else(say);
+        cut(&file, &history, mode.promise(), seed).unwrap_or_else(say);
     }
 }
 
-macro_rules! modes {
-    ($($test:ident: $cache:literal on $engine:literal;)*) => {
-        mod a_power_cut_takes_nothing_that_was_promised {
-            $(#[test]
-            fn $test() {
-                super::keeps_its_promise($cache, $engine);
-            })*
-        }
-    };
-}
-
-modes! {
-    uring_writeback: "writeback" on "io_uring";
-    uring_none: "none" on "io_uring";
-    uring_writethrough: "writethrough" on "io_uring";
-    uring_directsync: "directsync" on "io_uring";
-    uring_unsafe: "unsafe" on "io_uring";
-    threads_writeback: "writeback" on "threads";
-    threads_none: "none" on "threads";
-    threads_writethrough: "writethrough" on "threads";
-    threads_directsync: "directsync" on "threads";
-    threads_unsafe: "unsafe" on "threads";
-}
+block_core::every_mode!(a_power_cut_takes_nothing_that_was_promised, keeps_its_promise);
 
 /// How many seeds it takes until the checks above find a medium out.
-fn seeds_to_find_out<H>(cache: &str, engine: &str, liar: impl Fn() -> H) -> Option<u64>
+fn seeds_to_find_out<H>(mode: Mode, liar: impl Fn() -> H) -> Option<u64>
 where
     H: FnMut(&Asked) -> Verdict + Send + 'static,
 {
-    let mode = CacheMode::WORDS.iter().find(|(word, _)| *word == cache).expect("a mode").1;
     (0..RUNS).find(|&seed| {
         let workload = Workload::new(seed);
         let file = SimulatedFile::new(workload.initial(CAPACITY), seed);
         file.hook(liar());
-        let history = run(&file, &workload, &format!("cache={cache},aio={engine}"));
-        cut(&file, &history, Promise::of(mode), seed).is_err()
+        let history = run(&file, &workload, mode);
+        cut(&file, &history, mode.promise(), seed).is_err()
     })
 }
 
 #[test]
 fn a_disk_that_ignores_flushes_is_found_out() {
-    for (cache, engine) in ["writeback", "none"].into_iter().flat_map(|c| ENGINES.map(|e| (c, e))) {
+    for mode in Mode::each(&["writeback", "none"]) {
         let ignored = || |asked: &Asked| if *asked == Asked::Sync { Verdict::Lie } else { Verdict::Done };
-        assert!(seeds_to_find_out(cache, engine, ignored).is_some(), "cache={cache},aio={engine}");
+        assert!(seeds_to_find_out(mode, ignored).is_some(), "{mode}");
     }
 }
 
 #[test]
 fn a_disk_that_ignores_fua_is_found_out() {
-    let modes = ["writeback", "none", "writethrough", "directsync"];
-    for (cache, engine) in modes.into_iter().flat_map(|c| ENGINES.map(|e| (c, e))) {
+    for mode in Mode::each(&["writeback", "none", "writethrough", "directsync"]) {
         let ignored = || {
             |asked: &Asked| match asked {
                 Asked::Write { dsync: true, .. } => Verdict::Lie,
                 _ => Verdict::Done,
             }
         };
-        assert!(seeds_to_find_out(cache, engine, ignored).is_some(), "cache={cache},aio={engine}");
+        assert!(seeds_to_find_out(mode, ignored).is_some(), "{mode}");
     }
 }
 
 /// A known trap: a FUA write right after a flush takes for granted that there is nothing to make durable.
 #[test]
 fn a_disk_that_skips_the_first_fua_write_after_a_flush_is_found_out() {
-    for (cache, engine) in ["writeback", "none"].into_iter().flat_map(|c| ENGINES.map(|e| (c, e))) {
+    for mode in Mode::each(&["writeback", "none"]) {
         let skipped = || {
             let mut clean = false;
             move |asked: &Asked| match asked {
@@ -135,29 +107,29 @@ fn a_disk_that_skips_the_first_fua_write_after_a_flush_is_found_out() {
                 _ => Verdict::Done,
             }
         };
-        assert!(seeds_to_find_out(cache, engine, skipped).is_some(), "cache={cache},aio={engine}");
+        assert!(seeds_to_find_out(mode, skipped).is_some(), "{mode}");
     }
 }
 
 /// Where there is nothing to flush, a discard or zeroes by `fallocate` must not come back either: a sync follows them.
 #[test]
 fn a_disk_that_does_not_make_zeroes_durable_is_found_out() {
-    for (cache, engine) in ["writethrough", "directsync"].into_iter().flat_map(|c| ENGINES.map(|e| (c, e))) {
+    for mode in Mode::each(&["writethrough", "directsync"]) {
         let ignored = || |asked: &Asked| if *asked == Asked::Sync { Verdict::Lie } else { Verdict::Done };
-        assert!(seeds_to_find_out(cache, engine, ignored).is_some(), "cache={cache},aio={engine}");
+        assert!(seeds_to_find_out(mode, ignored).is_some(), "{mode}");
     }
 }
 
 #[test]
 fn unsafe_makes_nothing_durable() {
-    for engine in ENGINES {
+    for mode in Mode::each(&["unsafe"]) {
         let workload = Workload::new(1);
         let file = SimulatedFile::new(workload.initial(CAPACITY), 1);
         file.hook(|asked| match asked {
             Asked::Sync | Asked::Write { dsync: true, .. } => panic!("cache=unsafe asks for {asked:?}"),
             _ => Verdict::Done,
         });
-        run(&file, &workload, &format!("cache=unsafe,aio={engine}"));
+        run(&file, &workload, mode);
     }
 }
 

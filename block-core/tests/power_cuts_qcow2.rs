@@ -6,10 +6,10 @@
 
 mod images;
 
-use block_core::contract::durability::seeds;
+use block_core::contract::durability::{Mode, seeds};
 use block_core::file::simulated::{Asked, Verdict, moody};
 use block_core::qcow2::{Fault, Step};
-use images::simulated::{Case, ENGINES, SHARED, Shapes, open_with, promise};
+use images::simulated::{Case, SHARED, Shapes, open_with};
 
 /// Of every test: runs, and power cuts in each.
 const RUNS: u64 = 24;
@@ -20,8 +20,7 @@ fn run<H>(
     shapes: &Shapes,
     shape: u64,
     seed: u64,
-    cache: &str,
-    engine: &str,
+    mode: Mode,
     fault: Option<Fault>,
     hook: H,
 ) -> Result<(), String>
@@ -31,64 +30,48 @@ where
     let case = shapes.case(shape, seed);
     let Case { shape, file, workload, .. } = &case;
     file.hook(hook);
-    let disk = open_with(file, &format!("cache={cache},aio={engine}"), fault)?;
+    let disk = open_with(file, &mode.to_string(), fault)?;
     let history = workload.run(&disk, &|| file.now());
     drop(disk);
     if let Some(failure) = history.failures().next() {
         return Err(format!("{shape}: {failure}"));
     }
-    case.keeps(&history, promise(cache), CUTS).map_err(|error| format!("{shape}, {error}"))
+    case.keeps(&history, mode.promise(), CUTS).map_err(|error| format!("{shape}, {error}"))
 }
 
 /// Every second seed on a medium that does what is allowed.
-fn keeps_its_promise(cache: &str, engine: &str) {
+fn keeps_its_promise(mode: Mode) {
     let Some(shapes) = Shapes::new() else { return };
     for seed in seeds(RUNS) {
         let mut moods = moody(seed);
         let hook = move |asked: &Asked| if seed % 2 == 0 { Verdict::Done } else { moods(asked) };
-        if let Err(error) = run(&shapes, seed, seed, cache, engine, None, hook) {
-            panic!("cache={cache},aio={engine}, RINGPAIR_SEED={seed}: {error}");
+        if let Err(error) = run(&shapes, seed, seed, mode, None, hook) {
+            panic!("{mode}, RINGPAIR_SEED={seed}: {error}");
         }
     }
 }
 
-macro_rules! modes {
-    ($($test:ident: $cache:literal on $engine:literal;)*) => {
-        mod a_power_cut_corrupts_nothing_and_takes_nothing_that_was_promised {
-            $(#[test]
-            fn $test() {
-                super::keeps_its_promise($cache, $engine);
-            })*
-        }
-    };
-}
-
-modes! {
-    uring_writeback: "writeback" on "io_uring";
-    uring_none: "none" on "io_uring";
-    uring_writethrough: "writethrough" on "io_uring";
-    uring_directsync: "directsync" on "io_uring";
-    threads_writeback: "writeback" on "threads";
-    threads_none: "none" on "threads";
-    threads_writethrough: "writethrough" on "threads";
-    threads_directsync: "directsync" on "threads";
-}
+block_core::every_mode!(
+    a_power_cut_corrupts_nothing_and_takes_nothing_that_was_promised,
+    safe,
+    keeps_its_promise
+);
 
 /// Most of the faults below are found within ten seeds. Those that few moments show take longer, and the threads have a say
 /// in it too.
 const MOST: u64 = 150;
 
 /// In one shape of image, or in all of them.
-fn is_found_out(fault: Fault, shape: Option<u64>, caches: &[&str]) {
+fn is_found_out(fault: Fault, shape: Option<u64>, caches: &[&'static str]) {
     let Some(shapes) = Shapes::new() else { return };
-    for (cache, engine) in caches.iter().flat_map(|cache| ENGINES.map(|engine| (cache, engine))) {
+    for mode in Mode::each(caches) {
         let fails = |&seed: &u64| {
             let shape = shape.unwrap_or(seed);
-            run(&shapes, shape, seed, cache, engine, Some(fault), |_| Verdict::Done).is_err()
+            run(&shapes, shape, seed, mode, Some(fault), |_| Verdict::Done).is_err()
         };
         let seed = (0..MOST).find(fails);
-        eprintln!("{fault:?}, cache={cache},aio={engine}: {seed:?}");
-        assert!(seed.is_some(), "{fault:?} is not found out, cache={cache},aio={engine}");
+        eprintln!("{fault:?}, {mode}: {seed:?}");
+        assert!(seed.is_some(), "{fault:?} is not found out, {mode}");
     }
 }
 
@@ -129,12 +112,12 @@ faults! {
 #[test]
 fn a_disk_that_orders_nothing_is_found_out() {
     let Some(shapes) = Shapes::new() else { return };
-    for (cache, engine) in ["writeback", "directsync"].into_iter().flat_map(|c| ENGINES.map(|e| (c, e))) {
+    for mode in Mode::each(&["writeback", "directsync"]) {
         let liar = |asked: &Asked| match asked {
             Asked::Sync | Asked::Write { dsync: true, .. } => Verdict::Lie,
             _ => Verdict::Done,
         };
-        let found = (0..20).find(|&seed| run(&shapes, seed, seed, cache, engine, None, liar).is_err());
-        assert!(found.is_some(), "cache={cache},aio={engine}");
+        let found = (0..20).find(|&seed| run(&shapes, seed, seed, mode, None, liar).is_err());
+        assert!(found.is_some(), "{mode}");
     }
 }

@@ -7,9 +7,8 @@
 mod program;
 
 use block_core::Registry;
-use block_core::contract::durability::{History, Promise, Workload, seeds};
+use block_core::contract::durability::{History, Mode, Promise, Workload, seeds};
 use block_core::contract::{Client, Random};
-use block_core::file::CacheMode;
 use block_core::qcow2::offline::{Image, Repair, check};
 use program::Served;
 use rustix::process::Signal;
@@ -63,24 +62,24 @@ fn workload(seed: u64, blank: bool) -> Workload {
     Workload { blank, requests: usize::MAX, whole_pages: seed % 2 == 1, ..Workload::new(seed) }
 }
 
-fn raw(options: &str) {
+fn raw(mode: Mode) {
     let folder = folder();
     let path = folder.path().join("disk.img");
     let mut acknowledged = 0;
     for seed in seeds(KILLS) {
         let workload = workload(seed, false);
         std::fs::write(&path, workload.initial(CAPACITY)).expect("a disk");
-        let history = kill(folder.path(), &format!("{},{options}", path.display()), &workload);
+        let history = kill(folder.path(), &format!("{},{mode}", path.display()), &workload);
         acknowledged += history.succeeded();
         let left = std::fs::read(&path).expect("what is left");
         if let Err(loss) = history.check(0, Promise::EveryWrite, &left) {
-            panic!("{options}, RINGPAIR_SEED={seed}, of {} requests: {loss}", history.requests());
+            panic!("{mode}, RINGPAIR_SEED={seed}, of {} requests: {loss}", history.requests());
         }
     }
     assert!(acknowledged > 10 * KILLS as usize, "{acknowledged} requests are too few to tell");
 }
 
-fn qcow2(options: &str, mode: CacheMode) {
+fn qcow2(mode: Mode) {
     let Some(qemu_img) = fixtures::qemu_img_or_skip() else { return };
     let folder = folder();
     let path = folder.path().join("disk.qcow2");
@@ -88,8 +87,8 @@ fn qcow2(options: &str, mode: CacheMode) {
     for seed in seeds(KILLS) {
         let shape = ["cluster_size=4k", "cluster_size=64k"][(seed % 2) as usize];
         qemu_img.ok(&["create", "-q", "-f", "qcow2", "-o", shape, text, &CAPACITY.to_string()]);
-        let history = kill(folder.path(), &format!("{text},{options}"), &workload(seed, true));
-        let what = format!("{options}, {shape}, RINGPAIR_SEED={seed}, of {} requests", history.requests());
+        let history = kill(folder.path(), &format!("{text},{mode}"), &workload(seed, true));
+        let what = format!("{mode}, {shape}, RINGPAIR_SEED={seed}, of {} requests", history.requests());
         let file = std::fs::File::open(&path).expect("the image");
         let mut image = Image::open(file).unwrap_or_else(|error| panic!("{what}: {error}"));
         let report = check(&mut image, Repair::Nothing, &mut |_, _| {}).expect("a check");
@@ -97,36 +96,9 @@ fn qcow2(options: &str, mode: CacheMode) {
         let disk = Registry::default().open(format!("{text},readonly=on").parse().expect("a disk"));
         let disk = disk.unwrap_or_else(|error| panic!("{what}: {error}"));
         let left = Client::new(&*disk, 1).read(0, CAPACITY as usize);
-        history.check(0, Promise::of(mode), &left).unwrap_or_else(|loss| panic!("{what}: {loss}"));
+        history.check(0, mode.promise(), &left).unwrap_or_else(|loss| panic!("{what}: {loss}"));
     }
 }
 
-macro_rules! kills {
-    ($($test:ident: $options:literal, $mode:ident;)*) => {
-        mod a_raw_disk_has_every_acknowledged_write {
-            $(#[test]
-            fn $test() {
-                super::raw($options);
-            })*
-        }
-        mod a_qcow2_image_has_what_was_promised {
-            $(#[test]
-            fn $test() {
-                super::qcow2($options, super::CacheMode::$mode);
-            })*
-        }
-    };
-}
-
-kills! {
-    uring_writeback: "aio=io_uring,cache=writeback", Writeback;
-    uring_none: "aio=io_uring,cache=none", None;
-    uring_writethrough: "aio=io_uring,cache=writethrough", Writethrough;
-    uring_directsync: "aio=io_uring,cache=directsync", Directsync;
-    uring_unsafe: "aio=io_uring,cache=unsafe", Unsafe;
-    threads_writeback: "aio=threads,cache=writeback", Writeback;
-    threads_none: "aio=threads,cache=none", None;
-    threads_writethrough: "aio=threads,cache=writethrough", Writethrough;
-    threads_directsync: "aio=threads,cache=directsync", Directsync;
-    threads_unsafe: "aio=threads,cache=unsafe", Unsafe;
-}
+block_core::every_mode!(a_raw_disk_has_every_acknowledged_write, raw);
+block_core::every_mode!(a_qcow2_image_has_what_was_promised, qcow2);

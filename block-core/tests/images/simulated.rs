@@ -3,7 +3,6 @@
 use super::Images;
 use block_core::contract::durability::{History, Promise, Workload};
 use block_core::contract::{Client, Random};
-use block_core::file::CacheMode;
 use block_core::file::simulated::{Asked, Contents, SimulatedFile};
 use block_core::qcow2::layout::Header;
 use block_core::qcow2::offline::{Image, Repair, check, create_snapshot};
@@ -11,8 +10,6 @@ use block_core::qcow2::{Fault, Qcow2Disk};
 use std::io::{Read, Seek};
 use std::ops::Range;
 use std::sync::Arc;
-
-pub const ENGINES: [&str; 2] = ["io_uring", "threads"];
 
 /// How images are made, and how large they are: small clusters, so that much is allocated, and the usual ones.
 const SHAPES: [(&str, u64); 4] = [
@@ -79,11 +76,6 @@ impl Shapes {
         ];
         Case { shape, file: SimulatedFile::new(contents, seed), workload, tables }
     }
-}
-
-/// What a cache mode promises.
-pub fn promise(cache: &str) -> Promise {
-    Promise::of(CacheMode::WORDS.iter().find(|(word, _)| *word == cache).expect("a mode").1)
 }
 
 /// A disk in a simulated image, with or without a fault.

@@ -8,10 +8,12 @@
 
 mod ended;
 mod history;
+mod mode;
 mod workload;
 
 pub use ended::writing_has_ended;
 pub use history::{History, Loss, Promise};
+pub use mode::{ENGINES, Mode};
 pub use workload::Workload;
 
 use std::ops::Range;
