@@ -139,7 +139,7 @@ impl Image {
 
     /// Lets imago forget what it has read. Nothing may be dirty.
     pub fn forget(&self) -> io::Result<()> {
-        self.pages.forget_bytes_read();
+        self.pages.forget_bytes_known();
         // SAFETY: the caller has just written everything back, so that the file says what imago knows.
         unsafe { self.imago.invalidate_cache() }
     }

@@ -32,10 +32,14 @@ pub(super) struct Metadata {
     /// The end of what is in use of it.
     used_end: u64,
     discarded: Waiting,
-    /// As much as imago may keep of each layer in memory.
+    /// As much metadata as there may be in memory, of each layer.
     memory_limit: u64,
     cluster: Box<[u8]>,
 }
+
+/// Tables that there is room for in memory whatever their size, so that a request does not read and write its own over and
+/// over.
+const MIN_TABLES: u64 = 8;
 
 /// What a write puts into a cluster.
 enum Source<'a> {
@@ -60,6 +64,7 @@ impl Metadata {
         let size = metadata.data().size()?;
         let cluster = metadata.image()?.header.cluster_size();
         metadata.cluster = vec![0; cluster as usize].into_boxed_slice();
+        metadata.memory_limit = memory_limit.max(MIN_TABLES * cluster);
         metadata.data_end = size;
         metadata.used_end = size.next_multiple_of(cluster);
         Ok(metadata)
@@ -96,7 +101,7 @@ impl Metadata {
 
     /// Metadata in memory, our own pages and what imago may keep.
     pub fn bytes_in_memory(&self) -> u64 {
-        self.images().map(|image| image.pages.dirty_bytes() + image.pages.bytes_read()).sum()
+        self.images().map(|image| image.pages.dirty_bytes() + image.pages.bytes_known()).sum()
     }
 
     /// Does what a queue could not do, or finds out what it did not know.
@@ -108,7 +113,6 @@ impl Metadata {
         if job.operation != Operation::Read {
             shared.writable().map_err(io::Error::from_raw_os_error)?;
         }
-        self.trim()?;
         let mapping = match job.operation {
             // SAFETY: handed on from the caller.
             Operation::Read => unsafe { self.read(shared, &mut job.transfer) },
@@ -122,14 +126,23 @@ impl Metadata {
         Ok(Answer::GoOn(mapping))
     }
 
-    /// Lets imago forget backing files' metadata where that is more than it should be.
-    fn trim(&self) -> io::Result<()> {
+    /// Keeps the metadata in memory within its limit: what has changed is written back, and then what imago knows can be
+    /// forgotten.
+    fn trim(&mut self, shared: &Shared) -> io::Result<()> {
         for image in self.images().skip(1) {
-            if image.pages.bytes_read() > self.memory_limit {
+            if image.pages.bytes_known() > self.memory_limit {
                 image.forget()?;
             }
         }
-        Ok(())
+        let image = self.image()?;
+        if image.pages.dirty_bytes() + image.pages.bytes_known() <= self.memory_limit {
+            return Ok(());
+        }
+        if !shared.dirty.load(Ordering::SeqCst) {
+            return image.forget();
+        }
+        // What can never be written back stays.
+        if shared.writable().is_ok() { self.write_back(shared) } else { Ok(()) }
     }
 
     /// What clusters are from `first` on, at most `max` of them, and how many go on the same way.
@@ -197,6 +210,9 @@ impl Metadata {
     unsafe fn read(&mut self, shared: &Shared, transfer: &mut Transfer) -> io::Result<Mapping> {
         let bits = shared.cluster_bits;
         while transfer.left > 0 {
+            if let Err(error) = self.trim(shared) {
+                tracing::warn!(%error, "cannot keep the metadata within its limit");
+            }
             let cluster = transfer.offset >> bits;
             let mapping = self.look_up(shared, cluster)?;
             if mapping.kind() != Kind::Apart {
@@ -224,6 +240,7 @@ impl Metadata {
     unsafe fn write(&mut self, shared: &Shared, transfer: &mut Transfer) -> io::Result<Mapping> {
         let bits = shared.cluster_bits;
         while transfer.left > 0 {
+            self.trim(shared)?;
             let cluster = transfer.offset >> bits;
             let last = (transfer.offset + transfer.left - 1) >> bits;
             let max = (MAX_ALLOCATION >> bits).max(1);
@@ -247,6 +264,8 @@ impl Metadata {
     fn allocate(&mut self, shared: &Shared, cluster: u64, count: u64) -> io::Result<Mapping> {
         let bits = shared.cluster_bits;
         self.before_allocating(shared)?;
+        // Whether it succeeds or not.
+        shared.dirty.store(true, Ordering::SeqCst);
         let image = self.image()?;
         let (data_end, used_end) = (self.data_end, self.used_end);
         let mut place = Place { image, data: self.data(), data_end, used_end };
@@ -264,7 +283,6 @@ impl Metadata {
         (self.data_end, self.used_end) = (place.data_end, place.used_end);
         let (host, len) = mapped.map_err(|error| unmapped(shared, error))?;
         let mapping = Mapping::data(host).ok_or_else(|| corrupt("data at an offset that cannot be"))?;
-        shared.dirty.store(true, Ordering::SeqCst);
         shared.counters().allocated.fetch_add((len >> bits) as usize, Ordering::Relaxed);
         shared.table.set_run(cluster, len >> bits, mapping, bits);
         Ok(mapping)
@@ -288,6 +306,7 @@ impl Metadata {
             }
         }
         self.before_allocating(shared)?;
+        shared.dirty.store(true, Ordering::SeqCst);
         let image = self.image()?;
         let mut place = Place { image, data: self.data(), data_end: self.data_end, used_end: self.used_end };
         let mapped = image.map(start, 1 << bits, |host, len| {
@@ -297,7 +316,6 @@ impl Metadata {
         (self.data_end, self.used_end) = (place.data_end, place.used_end);
         let (host, _) = mapped.map_err(|error| unmapped(shared, error))?;
         let mapping = Mapping::data(host).ok_or_else(|| corrupt("data at an offset that cannot be"))?;
-        shared.dirty.store(true, Ordering::SeqCst);
         shared.counters().copied.fetch_add(1, Ordering::Relaxed);
         shared.table.set_run(start >> bits, 1, mapping, bits);
         Ok(())
@@ -323,6 +341,7 @@ impl Metadata {
         let bits = shared.cluster_bits;
         let cluster_size = 1 << bits;
         while transfer.left > 0 {
+            self.trim(shared)?;
             let cluster = transfer.offset >> bits;
             let end = transfer.offset + transfer.left;
             let whole_end = if end == shared.info.capacity {
@@ -398,6 +417,7 @@ impl Metadata {
         for Discarded { guest, host, .. } in passed {
             let mut at = guest.start;
             while at < guest.end {
+                self.trim(shared)?;
                 let image = self.image()?;
                 let (run, mut len) = image.look_up(at, guest.end - at)?;
                 // Unless it has been written again since.
@@ -436,7 +456,7 @@ impl Metadata {
         let image = self.image()?;
         image.write_back(self.data(), durable).inspect_err(|error| end_writing(shared, error))?;
         shared.dirty.store(false, Ordering::SeqCst);
-        if image.pages.bytes_read() > self.memory_limit {
+        if image.pages.bytes_known() > self.memory_limit {
             image.forget()?;
         }
         Ok(())

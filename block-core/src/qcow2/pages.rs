@@ -40,8 +40,8 @@ pub(super) struct Pages {
     dirty: AtomicUsize,
     /// A cluster may have been freed since the metadata was last made durable.
     freed: AtomicBool,
-    /// Bytes that imago has read, and so may keep.
-    read: AtomicU64,
+    /// Bytes that imago has read, or that were written back for it, and so may keep.
+    known: AtomicU64,
     writes: AtomicU64,
     /// The end of the last page that was ever written.
     end: AtomicU64,
@@ -93,7 +93,7 @@ impl Pages {
             }),
             dirty: AtomicUsize::new(0),
             freed: AtomicBool::new(false),
-            read: AtomicU64::new(0),
+            known: AtomicU64::new(0),
             writes: AtomicU64::new(0),
             end: AtomicU64::new(0),
             faults: Faults::default(),
@@ -117,14 +117,15 @@ impl Pages {
         (self.dirty.load(Ordering::Relaxed) as u64) << self.page_bits
     }
 
-    /// Bytes that have been read since this was last asked: as much as imago may keep of them.
-    pub fn bytes_read(&self) -> u64 {
-        self.read.load(Ordering::Relaxed)
+    /// Bytes of metadata that are in the file, and that imago has met since it was last asked to forget: as much as it may
+    /// keep of them.
+    pub fn bytes_known(&self) -> u64 {
+        self.known.load(Ordering::Relaxed)
     }
 
     /// imago keeps nothing any more.
-    pub fn forget_bytes_read(&self) {
-        self.read.store(0, Ordering::Relaxed);
+    pub fn forget_bytes_known(&self) {
+        self.known.store(0, Ordering::Relaxed);
     }
 
     /// The end of all metadata that has been written, in whole clusters.
@@ -154,7 +155,7 @@ impl Pages {
 
     /// What imago reads.
     pub fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        self.read.fetch_add(into.len() as u64, Ordering::Relaxed);
+        self.known.fetch_add(into.len() as u64, Ordering::Relaxed);
         self.read_through(&locked(&self.state), offset, into)
     }
 
@@ -327,6 +328,7 @@ impl Pages {
             }
             self.write_pages(pages.iter().map(|(number, page)| (*number, &**page)))?;
         }
+        self.known.fetch_add(self.dirty_bytes(), Ordering::Relaxed);
         state.dirty.clear();
         self.dirty.store(0, Ordering::Relaxed);
         self.freed.store(false, Ordering::Relaxed);
