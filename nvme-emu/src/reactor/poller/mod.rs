@@ -5,7 +5,7 @@
 //!
 //! | state | a look finds work | a look finds nothing |
 //! |---|---|---|
-//! | *busy*: the last look found work | busy | spinning |
+//! | *busy*: the last look found work | busy | spinning; asleep if commands come alone and far apart |
 //! | *spinning*: looking again at once | busy | spinning, until the spin is over; then dozing if commands come in batches, else asleep |
 //! | *dozing*: looking every [`DOZE`], doorbells left unarmed | busy | dozing, until the doze is over; then asleep |
 //! | *asleep*: doorbells armed, until something happens | busy | spinning: it was woken for something |
@@ -21,7 +21,9 @@
 //! * *Dozing.* A guest that works through a batch of completions and submits the next takes longer than a spin, but
 //!   need not ring, and a doze costs little. A lone command would wait for up to one doze, so only guests whose
 //!   commands come in batches (of [`BATCH`] or more) are dozed for, and only if their gaps end within [`MAX_DOZE`].
-//! * *Sleeping* has no bound: nothing polls on an idle controller.
+//! * *Sleeping* has no bound: nothing polls on an idle controller. Where each command lately was followed by a gap of
+//!   [`FAR_APART`] or more, even the shortest spin is left out: it would find nothing, and keep whoever is to hear of
+//!   the completion from this CPU.
 //!
 //! Bounds, for any sequence of gaps (tested): CPU time of [`WAKE`] and `MAX_DOZE / DOZE` dozes a gap above that of
 //! sleeping at once; delay of one doze a batch, and none for a lone command, above that of always spinning.
@@ -42,6 +44,9 @@ pub(crate) const DOZE: Duration = Duration::from_micros(50);
 pub(crate) const MAX_DOZE: Duration = Duration::from_millis(1);
 /// Commands between two gaps that make a batch.
 const BATCH: u32 = 3;
+/// Gaps after which a command is alone: more than a wake-up takes, so that a guest whose gaps only seem long because the
+/// reactor has to be woken from them is not among those that are never spun for.
+const FAR_APART: Duration = Duration::from_micros(100);
 /// Looks between two looks at the clock, which costs more than they do.
 const LOOKS_PER_CLOCK: u32 = 32;
 
@@ -108,7 +113,7 @@ impl Poller {
     #[inline]
     pub(crate) fn idle(&mut self, clock: impl FnOnce() -> Instant) -> Idle {
         match self.state {
-            State::Busy => self.state = State::Spinning { looks: 1, since: None },
+            State::Busy if !self.is_far_apart() => self.state = State::Spinning { looks: 1, since: None },
             State::Spinning { looks, since } if !looks.is_multiple_of(LOOKS_PER_CLOCK) => {
                 self.state = State::Spinning { looks: looks.wrapping_add(1), since };
             }
@@ -119,7 +124,7 @@ impl Poller {
 
     fn idle_at(&mut self, now: Instant) -> Idle {
         let (state, answer) = match self.state {
-            State::Busy => (State::Spinning { looks: 1, since: Some(now) }, Idle::Spin),
+            State::Busy => self.rest(now, now),
             State::Spinning { looks, since } => {
                 let since = since.unwrap_or(now);
                 if now.saturating_duration_since(since) < self.spin.length() {
@@ -137,6 +142,13 @@ impl Poller {
         };
         self.state = state;
         answer
+    }
+
+    /// Whether commands come one at a time, with long gaps between them.
+    #[inline]
+    fn is_far_apart(&self) -> bool {
+        // One and a half: now and then there may be two.
+        self.usual_batch < 24 && self.usual_gap >= FAR_APART && self.spin.is_shortest()
     }
 
     /// What to do when the spin is over.

@@ -219,6 +219,33 @@ fn long_gaps_are_slept_through_after_the_shortest_spin_even_between_batches() {
 }
 
 #[test]
+fn commands_that_come_alone_are_slept_for_at_once_until_they_come_together() {
+    let alone = vec![(us(200), 1); 1000];
+    let cost = poller(&alone);
+    assert!(cost.cpu < us(1) * 1000 / 4 && cost.rings > 950, "{cost:?}");
+    let together = vec![(us(1), 1); 1000];
+    let both = poller(&[alone, together].concat());
+    assert!(both.rings < cost.rings + 40, "{both:?}");
+}
+
+#[test]
+fn a_guest_whose_gaps_are_as_long_as_a_wake_up_takes_is_still_looked_for() {
+    let mut poller = Poller::new();
+    let mut now = Instant::now();
+    // It has its next command ready at once, but the reactor is back only after a while.
+    let mut slept = 0;
+    for _ in 0..1000 {
+        match poller.idle(|| now) {
+            Idle::Spin => now += LOOK,
+            Idle::Doze(nap) => now += nap,
+            Idle::Sleep => (now, slept) = (now + us(60), slept + 1),
+        }
+        poller.worked(1, || now);
+    }
+    assert!(slept < 20, "{slept}");
+}
+
+#[test]
 fn an_idle_guest_after_a_busy_one_is_dozed_for_only_a_little_while() {
     let busy = vec![(us(200), 32); 1000];
     let before = poller(&busy);

@@ -3,7 +3,8 @@
 use super::WAKE;
 use std::time::Duration;
 
-/// The lengths to choose from. The shortest is spent on every gap: a burst's next command is often just being written.
+/// The lengths to choose from. The shortest is spent on nearly every gap: a burst's next command is often just being
+/// written.
 /// The longest costs as much as the wake-up that it may save.
 pub(super) const SPINS: [Duration; 5] = [
     Duration::from_micros(2),
@@ -29,6 +30,12 @@ impl Spin {
     #[inline]
     pub(super) fn length(&self) -> Duration {
         SPINS[self.chosen]
+    }
+
+    /// Whether no longer spin would have been worth it lately.
+    #[inline]
+    pub(super) fn is_shortest(&self) -> bool {
+        self.chosen == 0
     }
 
     /// A gap was so long: every length pays what it would have cost.
