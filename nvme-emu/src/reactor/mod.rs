@@ -6,8 +6,8 @@
 //!
 //! * [`run`]: the loop; [`attention`]: which controllers it looks at; [`poller`]: when it sleeps; [`handle`], [`alarm`] and
 //!   [`message`]: how others reach it;
-//! * [`shard`]: a controller's share of a reactor: the data path; [`shard_control`]: what happens to it;
-//!   [`shard_faults`]: where it misbehaves, if a script says so;
+//! * [`shard`]: a controller's share of a reactor: the data path; [`shard_composites`]: commands of several requests;
+//!   [`shard_control`]: what happens to it; [`shard_faults`]: where it misbehaves, if a script says so;
 //! * [`submission_queue`], [`completion_queue`], [`doorbell`], [`doorbell_page`]: what the specification calls so;
 //! * [`disk_queues`]: the other end; [`stages`]: where the time goes, for whoever asks;
 //! * [`front_door`]: servers that a reactor runs besides; [`doors`]: when it looks at them.
@@ -27,6 +27,7 @@ pub(crate) mod message;
 pub(crate) mod poller;
 pub(crate) mod run;
 pub(crate) mod shard;
+mod shard_composites;
 mod shard_control;
 mod shard_faults;
 pub(crate) mod stages;

@@ -1,11 +1,12 @@
 //! A controller's share of a reactor: its queues there, the commands in flight from them, and what those need.
 //!
 //! This file is the data path: fetch, submit, complete, post, interrupt. `shard_control.rs` is what happens to the
-//! shard when the control thread asks for it.
+//! shard when the control thread asks for it, `shard_composites.rs` what takes several requests.
 
 use super::completion_queue::CompletionQueue;
 use super::disk_queues::DiskQueues;
 use super::message::{Ticket, Tuning};
+use super::shard_composites::COMPOSITE;
 use super::stages::{SAMPLED, StageSampler, Stamps};
 use super::submission_queue::SubmissionQueue;
 use crate::controller::control::Event;
@@ -18,7 +19,7 @@ use crate::memory::{MemoryMap, RegionMask};
 use crate::nvm::composite::Composite;
 use crate::nvm::{self, Context, NamespaceView, Plan, Prepared, errno};
 use crate::transfer::SegmentList;
-use block_core::{Operation, Request, RequestFlags, RequestResult, Submission};
+use block_core::{Operation, Request, RequestResult, Submission};
 use nvme_spec::nvm_command::ReadWrite;
 use nvme_spec::{CompletionQueueEntry, Status, SubmissionQueueEntry};
 use std::collections::VecDeque;
@@ -66,14 +67,6 @@ pub(super) fn older(a: u32, b: u32) -> bool {
     a.wrapping_sub(b) as i32 <= -1
 }
 
-/// Composites at a time: each may have a buffer as large as a transfer, and a guest could ask for thousands.
-const MAX_COMPOSITES: usize = 32;
-
-/// Marks the tokens of requests that belong to a [`Composite`].
-const COMPOSITE: u32 = 1 << 31;
-/// The token of a flush that no command asked for.
-const FLUSH: u32 = u32::MAX;
-
 /// In the order in which it is used: a round looks at the first lines of every shard that it looks at, and with many
 /// controllers none of them is in the innermost cache any more.
 #[repr(C, align(64))]
@@ -106,7 +99,7 @@ pub(crate) struct Shard {
     pub(super) commands: Vec<Command>,
     /// Takes the time of some commands, if somebody wants to know.
     sampler: Option<Box<StageSampler>>,
-    hint: usize,
+    pub(super) hint: usize,
     pub(super) list: SegmentList,
     /// Counts the maps, and other changes after which commands from before have to be told from those that follow.
     pub(super) epoch: u32,
@@ -116,10 +109,10 @@ pub(crate) struct Shard {
 
     // What few of them take.
     pub(super) vectors: Arc<Vectors>,
-    composites: Vec<Composite>,
-    free_composites: Vec<u32>,
+    pub(super) composites: Vec<Composite>,
+    pub(super) free_composites: Vec<u32>,
     /// Composites with requests that their disk had no room for.
-    unfinished: VecDeque<u32>,
+    pub(super) unfinished: VecDeque<u32>,
     /// Flushes in flight that no command asked for, and the disks that are still to be flushed.
     pub(super) flushes: usize,
     pub(super) flushes_left: Vec<usize>,
@@ -288,7 +281,7 @@ impl Shard {
         }
         match planned {
             Ok(Plan::One(prepared)) => self.start_one(index, &sqe, prepared, token, disks, stamps),
-            Ok(Plan::Several(_)) if self.composites.len() - self.free_composites.len() == MAX_COMPOSITES => {
+            Ok(Plan::Several(_)) if self.has_all_composites() => {
                 self.cqs[cq_index].as_mut().map(CompletionQueue::release);
                 false
             }
@@ -466,110 +459,6 @@ impl Shard {
         self.end(ended, result);
     }
 
-    fn start_composite(
-        &mut self,
-        sq: usize,
-        sqe: &SubmissionQueueEntry,
-        prepare: nvm::composite::Prepare,
-        token: u64,
-        disks: &mut DiskQueues,
-    ) {
-        let slot = self.free_composites.pop().unwrap_or_else(|| {
-            self.composites.push(Composite::default());
-            (self.composites.len() - 1) as u32
-        });
-        let composite = &mut self.composites[slot as usize];
-        (composite.sq, composite.cid, composite.nsid, composite.slba) = (sq, sqe.cid, sqe.nsid, slba(sqe));
-        composite.epoch = self.epoch;
-        let mut context = Context {
-            namespaces: &self.namespaces,
-            map: &self.map,
-            page_size: self.page_size,
-            hint: &mut self.hint,
-            list: &mut self.list,
-            max_transfer: self.max_transfer,
-            write_cache: self.tuning.write_cache,
-        };
-        match composite.prepare(&mut context, sqe, prepare) {
-            Ok(()) => self.continue_composite(slot, token, disks),
-            Err(status) => {
-                composite.fail(status);
-                self.end_composite(slot);
-            }
-        }
-    }
-
-    /// Submits what is left of a composite, as far as its disks have room.
-    fn continue_composite(&mut self, slot: u32, token: u64, disks: &mut DiskQueues) {
-        let composite = &mut self.composites[slot as usize];
-        while let Some((part, segment)) = composite.next() {
-            let request = Request {
-                operation: part.operation,
-                offset: part.offset,
-                len: part.len,
-                segments: segment.as_slice(),
-                flags: part.flags,
-                token: token | u64::from(slot | COMPOSITE),
-            };
-            // SAFETY: the segment is the composite's own buffer, which stays until all its parts have ended.
-            match unsafe { disks.submit(part.disk, request) } {
-                Submission::Full => {
-                    self.unfinished.push_back(slot);
-                    self.chores = true;
-                    return;
-                }
-                Submission::Pending => composite.submitted(),
-                Submission::Done(result) => {
-                    composite.submitted();
-                    composite.ended(result.map_err(|error| errno::status(part.operation, error)));
-                }
-            }
-        }
-        self.end_composite(slot);
-    }
-
-    #[cold]
-    fn continue_composites(&mut self, token: u64, disks: &mut DiskQueues) {
-        for _ in 0..self.unfinished.len() {
-            if let Some(slot) = self.unfinished.pop_front() {
-                self.continue_composite(slot, token, disks);
-            }
-        }
-    }
-
-    fn complete_part(&mut self, slot: u32, result: RequestResult) {
-        if slot == FLUSH {
-            self.flushes -= 1;
-            return self.flushed(result);
-        }
-        let slot = slot & !COMPOSITE;
-        let composite = &mut self.composites[slot as usize];
-        let operation = composite.operation();
-        composite.ended(result.map_err(|error| errno::status(operation, error)));
-        if !self.unfinished.contains(&slot) {
-            self.end_composite(slot);
-        }
-    }
-
-    /// Completes a composite's command, if nothing of it is left to do.
-    fn end_composite(&mut self, slot: u32) {
-        let composite = &mut self.composites[slot as usize];
-        let Some(status) = composite.outcome() else { return };
-        let (sq, cid, nsid, slba) = (composite.sq, composite.cid, composite.nsid, composite.slba);
-        self.counters.other_commands.add(1);
-        self.counters.compares.add(u64::from(composite.is_compare()));
-        self.counters.bytes_compared.add(composite.bytes_read());
-        composite.rest();
-        self.free_composites.push(slot);
-        let outcome = if status == Status::SUCCESS { Ok(()) } else { Err((status, nsid, slba)) };
-        self.finish(sq, cid, outcome);
-    }
-
-    /// Whether a composite from before `epoch` touches any of these regions.
-    pub(super) fn composites_touch(&self, regions: RegionMask, epoch: u32) -> bool {
-        self.composites.iter().any(|c| older(c.epoch, epoch) && c.regions().intersects(regions))
-    }
-
     /// Whether a command from before `epoch` is in flight. Looks at all of them: not for every turn.
     pub(super) fn has_older(&self, epoch: u32) -> bool {
         let any = |free: &[u32], epochs: &mut dyn Iterator<Item = u32>| {
@@ -579,34 +468,6 @@ impl Shard {
         };
         any(&self.free_commands, &mut self.commands.iter().map(|c| c.epoch))
             || any(&self.free_composites, &mut self.composites.iter().map(|c| c.epoch))
-    }
-
-    /// Submits the flushes that are left to do, as far as their disks have room.
-    fn continue_flushes(&mut self, token: u64, disks: &mut DiskQueues) {
-        while let Some(&disk) = self.flushes_left.last() {
-            let request = Request {
-                operation: Operation::Flush,
-                offset: 0,
-                len: 0,
-                segments: &[],
-                flags: RequestFlags::NONE,
-                token: token | u64::from(FLUSH),
-            };
-            // SAFETY: there are no segments.
-            match unsafe { disks.submit(disk, request) } {
-                Submission::Full => return,
-                Submission::Pending => self.flushes += 1,
-                Submission::Done(result) => self.flushed(result),
-            }
-            self.flushes_left.pop();
-        }
-    }
-
-    fn flushed(&mut self, result: RequestResult) {
-        if let Err(error) = result {
-            tracing::error!(controller = self.shared.index, "flush failed: {error}");
-            self.flush_failed.get_or_insert(error.errno);
-        }
     }
 
     /// Hands admin commands to the control thread, as many as there is room for answers to.
