@@ -65,7 +65,7 @@ impl Reactor {
             shards: Vec::new(),
             attention: Attention::default(),
             disks: DiskQueues::default(),
-            doors: Doors::default(),
+            doors: Doors::new(mode),
             completions: Vec::with_capacity(1024),
             poller: Poller::new(),
             counters,
@@ -105,7 +105,7 @@ impl Reactor {
             }
         }
         let commands = self.poll_shards();
-        work += commands + self.poll_disks_and_doors();
+        work += commands + self.poll_disks_and_doors(commands);
         self.rounds = self.rounds.wrapping_add(1);
         if self.rounds.is_multiple_of(ROUNDS_PER_ACCOUNT) {
             self.account(Duration::ZERO);
@@ -165,7 +165,7 @@ impl Reactor {
     }
 
     #[inline]
-    fn poll_disks_and_doors(&mut self) -> usize {
+    fn poll_disks_and_doors(&mut self, commands: usize) -> usize {
         self.disks.kick_and_poll(&mut self.completions);
         let ended = self.completions.len();
         if ended > 0 {
@@ -179,7 +179,7 @@ impl Reactor {
                 self.shards[shard].finish_batch();
             }
         }
-        ended + self.doors.look(&self.epoll)
+        ended + self.doors.look(&self.epoll, commands)
     }
 
     fn handle(&mut self, message: Message) -> bool {
