@@ -3,6 +3,9 @@
 mod images;
 
 use block_core::contract::{Client, pattern};
+use block_core::image::Format;
+use block_core::image::create::Preallocation;
+use block_core::image::resize::{NewSize, resize};
 use block_core::{Disk, Registry};
 use images::Images;
 use std::fs::OpenOptions;
@@ -187,6 +190,23 @@ fn sixty_four_tebibytes_and_256_disks_take_bounded_memory_and_few_threads() {
     }
     // Other tests' threads come and go beside these.
     assert!(threads() < before + 128, "{} threads for 256 disks", threads() - before);
+}
+
+/// In the middle of a cluster, which stays; with versions of the format that can zero clusters and that cannot.
+#[test]
+fn what_was_cut_off_does_not_come_back_when_an_image_grows_again() {
+    let Some(images) = Images::new() else { return };
+    for options in ["", "compat=0.10", "data_file=data.img"] {
+        let path = images.create("d.qcow2", options, "1M");
+        Client::new(&*open(&path, "").unwrap(), 1).write(0, &pattern(1, 0, 1 << 20));
+        for size in [100_352, 1 << 20] {
+            resize(&path, Some(Format::Qcow2), NewSize::To(size), true, Preallocation::Off).unwrap();
+        }
+        let held = Client::new(&*open(&path, "").unwrap(), 1).read(0, 1 << 20);
+        assert!(held[..100_352] == pattern(1, 0, 100_352), "{options}");
+        assert!(held[100_352..].iter().all(|byte| *byte == 0), "{options}");
+        images.check(&path);
+    }
 }
 
 #[test]

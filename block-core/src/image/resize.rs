@@ -119,17 +119,29 @@ fn resize_qcow2(path: &Path, layer: Layer, size: u64, preallocation: Preallocati
             "preallocation of an image with a backing file would hide that".to_owned(),
         ));
     }
-    if larger_than_backing {
+    let old = layer.size();
+    let cluster_size = layer.header.as_ref().map_or(1, |header| header.cluster_size());
+    let (mut data, mode) = if larger_than_backing {
         // What is behind its end must not show through.
-        let old = layer.size();
         drop(layer);
         let chain = Chain::open(path, Some(Format::Qcow2), Access::Write)?;
         let shows = chain.layers().get(1).is_some_and(|backing| backing.size() > old);
-        let mut data = Data::open(&chain)?;
-        data.resize(size, if shows && size > old { PreallocateMode::Zero } else { mode })?;
-        return data.sync();
-    }
-    let mut data = Data::open(&Chain::of(layer))?;
+        (Data::open(&chain)?, if shows && size > old { PreallocateMode::Zero } else { mode })
+    } else {
+        (Data::open(&Chain::of(layer))?, mode)
+    };
     data.resize(size, mode)?;
+    zero_rest_of_cluster(&data, old, old.next_multiple_of(cluster_size).min(size))?;
     data.sync()
+}
+
+/// The cluster that an image ended in may hold what was cut off when it became smaller: that must not come back.
+fn zero_rest_of_cluster(data: &Data, from: u64, to: u64) -> Result<()> {
+    let mut rest = vec![0; to.saturating_sub(from) as usize];
+    data.read(from, &mut rest)?;
+    if rest.iter().all(|byte| *byte == 0) {
+        return Ok(());
+    }
+    rest.fill(0);
+    data.write(from, &rest)
 }
