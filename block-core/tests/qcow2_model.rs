@@ -1,17 +1,27 @@
-//! Random requests to qcow2 images of every shape, against an array that does the same; qemu-img checks the image and
-//! compares it with the array.
+//! Random requests to qcow2 images of every shape, against an array that does the same; in between the image is closed,
+//! resized, given a snapshot, or left as a process leaves it that is killed. qemu-img checks the image and compares it with
+//! the array.
 //!
 //! `RINGPAIR_SEEDS=N` runs N of them instead of three hundred, `RINGPAIR_SEED=S` only that one.
 
 mod images;
 
 use block_core::contract::{Client, Memory, pattern};
+use block_core::image::Format;
+use block_core::image::create::Preallocation;
+use block_core::image::resize::{NewSize, resize};
 use block_core::{Disk, Operation, RequestFlags, Submission, Unmapped};
 use images::Images;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 
+/// What images have at first, in bytes.
 const SIZE: usize = (3 << 20) + 1536;
+
+/// What changes whole or not at all, as far as the tests look at it.
+const SECTOR: usize = 512;
 
 /// A small random number generator (xorshift64*), so that failures repeat.
 struct Random(u64);
@@ -40,9 +50,15 @@ struct Case {
     options: String,
     disk: Option<Arc<dyn Disk>>,
     model: Vec<u8>,
+    /// What sectors held since they were last made durable: a process that is killed may leave that.
+    older: BTreeMap<usize, Vec<Vec<u8>>>,
+    /// Whether every write is durable, and whether one with FUA is.
+    durable: (bool, bool),
     /// Internal snapshots, and what each should read as.
     snapshots: Vec<(String, Vec<u8>)>,
     can_snapshot: bool,
+    /// Snapshots know their size.
+    resizes_with_snapshots: bool,
     random: Random,
     step: u64,
 }
@@ -96,7 +112,22 @@ impl Case {
         let options = format!(",cache={cache},aio={aio}{table}");
         eprintln!("seed {seed}: {create}{options}");
         let disk = Some(images.open(&path, &options)?);
-        Some(Self { images, path, options, disk, model, snapshots: vec![], can_snapshot, random, step: 0 })
+        let durable = (matches!(cache, "writethrough" | "directsync"), cache != "unsafe");
+        let can_resize = !create.contains("compat=0.10");
+        Some(Self {
+            images,
+            path,
+            options,
+            disk,
+            model,
+            older: BTreeMap::new(),
+            durable,
+            snapshots: vec![],
+            can_snapshot,
+            resizes_with_snapshots: can_resize,
+            random,
+            step: 0,
+        })
     }
 
     fn disk(&self) -> &dyn Disk {
@@ -104,6 +135,7 @@ impl Case {
     }
 
     fn range(&mut self) -> (usize, usize) {
+        let size = self.model.len();
         let len = match self.random.below(4) {
             0 => 1 + self.random.below(600),
             1 => 512 * (1 + self.random.below(20)),
@@ -111,21 +143,41 @@ impl Case {
             _ => 1 + self.random.below(400_000),
         };
         let at = match self.random.below(3) {
-            0 => self.random.below(SIZE),
-            1 => self.random.below(SIZE / 4096) * 4096,
-            _ => SIZE.saturating_sub(len),
+            0 => self.random.below(size),
+            1 => self.random.below(size / 4096) * 4096,
+            _ => size.saturating_sub(len),
         };
-        (at, len.min(SIZE - at))
+        (at, len.min(size - at))
+    }
+
+    /// A range of the model is about to change.
+    fn change(&mut self, at: usize, len: usize, flags: RequestFlags) -> &mut [u8] {
+        let (every, fua) = self.durable;
+        for sector in at / SECTOR..(at + len).div_ceil(SECTOR) {
+            if every || fua && flags.contains(RequestFlags::FUA) {
+                self.older.remove(&sector);
+            } else {
+                let end = ((sector + 1) * SECTOR).min(self.model.len());
+                self.older.entry(sector).or_default().push(self.model[sector * SECTOR..end].to_vec());
+            }
+        }
+        &mut self.model[at..at + len]
     }
 
     /// Writes that are under way together on two queues, to stretches of their own that share clusters.
     fn write_together(&mut self) {
         let stretch = 512 * (1 + self.random.below(30));
         let count = 2 + self.random.below(30);
-        let start = self.random.below(SIZE - stretch) / 512 * 512;
-        let count = count.min((SIZE - start) / stretch);
+        let size = self.model.len();
+        let start = self.random.below(size - stretch) / 512 * 512;
+        let count = count.min((size - start) / stretch);
         let flags = [RequestFlags::NONE, RequestFlags::FUA][self.random.below(2)];
-        let (mut model, step) = (std::mem::take(&mut self.model), self.step);
+        let step = self.step;
+        self.change(start, count * stretch, flags).copy_from_slice(&pattern(
+            step,
+            start as u64,
+            count * stretch,
+        ));
         let mut clients = [Client::new(self.disk(), 32), Client::new(self.disk(), 32)];
         let mut memory: Vec<Memory> = (0..count)
             .map(|n| Memory::holding(&pattern(step, (start + n * stretch) as u64, stretch), 0))
@@ -133,7 +185,6 @@ impl Case {
         let mut pending = vec![0, 0];
         for (n, memory) in memory.iter_mut().enumerate() {
             let at = start + n * stretch;
-            model[at..at + stretch].copy_from_slice(memory.bytes());
             let segments = [memory.segment()];
             let range = (at as u64, stretch as u64);
             // SAFETY: the memory outlives the requests, which are waited for below.
@@ -147,11 +198,15 @@ impl Case {
         for completion in Client::wait_for_all_of(&mut clients, pending) {
             assert_eq!(completion.result, Ok(()));
         }
-        self.model = model;
     }
 
     fn close(&mut self) {
         self.disk = None;
+        self.older.clear();
+    }
+
+    fn open(&mut self) {
+        self.disk = self.images.open(&self.path, &self.options);
     }
 
     fn reopen(&mut self) {
@@ -161,7 +216,56 @@ impl Case {
             self.images.qemu_img(&["snapshot", "-c", &name, self.path.to_str().unwrap()]);
             self.snapshots.push((name, self.model.clone()));
         }
-        self.disk = self.images.open(&self.path, &self.options);
+        self.open();
+    }
+
+    /// Another size, as `ringpair img resize` gives it.
+    fn resize(&mut self) {
+        if !self.snapshots.is_empty() && !self.resizes_with_snapshots {
+            return;
+        }
+        self.close();
+        let least = if self.snapshots.is_empty() { 1 << 20 } else { self.model.len() };
+        let size = (least + self.random.below(2 << 20)) / SECTOR * SECTOR;
+        let (to, qcow2) = (NewSize::To(size as u64), Some(Format::Qcow2));
+        eprintln!("step {}: from {} to {size} bytes", self.step, self.model.len());
+        assert_eq!(resize(&self.path, qcow2, to, true, Preallocation::Off).unwrap(), size as u64);
+        self.model.resize(size, 0);
+        self.open();
+        assert_eq!(self.disk().info().capacity, size as u64);
+    }
+
+    /// Goes on with what a process that is killed at this moment leaves: the files as they are, while nobody uses the disk.
+    fn kill(&mut self) {
+        let files: Vec<PathBuf> = ["disk.qcow2", "data.img"]
+            .map(|name| self.images.path(name))
+            .into_iter()
+            .filter(|it| it.exists())
+            .collect();
+        let copy = |file: &Path| file.with_extension("killed");
+        loop {
+            let before = self.disk().counters();
+            for file in &files {
+                let copied = Command::new("cp").args([file, &copy(file)]).status().unwrap();
+                assert!(copied.success());
+            }
+            // Clusters may have been given away meanwhile.
+            if self.disk().counters() == before {
+                break;
+            }
+        }
+        self.disk = None;
+        files.iter().for_each(|file| std::fs::rename(copy(file), file).unwrap());
+        self.images.check_for_leaks(&self.path);
+        self.open();
+        let held = Client::new(self.disk(), 8).read(0, self.model.len());
+        for (number, (held, sector)) in held.chunks(SECTOR).zip(self.model.chunks(SECTOR)).enumerate() {
+            let older = self.older.get(&number);
+            let right = held == sector || older.is_some_and(|older| older.iter().any(|older| older == held));
+            assert!(right, "step {}, killed: sector {number} has lost what was durable", self.step);
+        }
+        self.older.clear();
+        self.model = held;
     }
 
     fn step(&mut self) {
@@ -170,10 +274,10 @@ impl Case {
         let range = (at as u64, len as u64);
         let flags = [RequestFlags::NONE, RequestFlags::FUA][self.random.below(2)];
         let mut client = Client::new(self.disk(), 8);
-        match self.random.below(12) {
+        match self.random.below(13) {
             0..4 => {
                 let data = pattern(self.step, at as u64, len);
-                self.model[at..at + len].copy_from_slice(&data);
+                self.change(at, len, flags).copy_from_slice(&data);
                 let mut memory = Memory::holding(&data, [0, 1, 512][self.random.below(3)]);
                 let cut = [1 + self.random.below(70_000)];
                 assert_eq!(client.write_from(range.0, &mut memory, &cut, flags), Ok(()));
@@ -181,28 +285,35 @@ impl Case {
             4..6 => {
                 let unmap = [RequestFlags::NONE, RequestFlags::MAY_UNMAP][self.random.below(2)];
                 assert_eq!(client.run(Operation::WriteZeroes, range, flags.with(unmap)), Ok(()));
-                self.model[at..at + len].fill(0);
+                self.change(at, len, flags).fill(0);
             }
             6..8 => {
                 assert_eq!(client.run(Operation::Discard, range, RequestFlags::NONE), Ok(()));
                 assert_eq!(self.disk().info().unmapped, Unmapped::Zeroes);
-                self.model[at..at + len].fill(0);
+                self.change(at, len, RequestFlags::NONE).fill(0);
             }
-            8 => assert_eq!(client.run(Operation::Flush, (0, 0), RequestFlags::NONE), Ok(())),
+            8 => {
+                assert_eq!(client.run(Operation::Flush, (0, 0), RequestFlags::NONE), Ok(()));
+                self.older.clear();
+            }
             9..11 => {
                 drop(client);
                 self.write_together();
             }
             _ => {
                 drop(client);
-                if self.random.below(3) == 0 {
-                    self.reopen();
+                match self.random.below(8) {
+                    0..2 => self.reopen(),
+                    2 => self.resize(),
+                    3 => self.kill(),
+                    _ => {}
                 }
             }
         }
         let (at, len) = self.range();
         let found = Client::new(self.disk(), 8).read(at as u64, len);
-        assert!(found == self.model[at..at + len], "step {}, read {at}+{len}", self.step);
+        let wrong = found.iter().zip(&self.model[at..at + len]).position(|(found, model)| found != model);
+        assert_eq!(wrong, None, "step {}, read {at}+{len}", self.step);
     }
 
     fn compare(&self, model: &[u8]) {
@@ -213,7 +324,7 @@ impl Case {
     }
 
     fn finish(mut self) {
-        let whole = Client::new(self.disk(), 8).read(0, SIZE);
+        let whole = Client::new(self.disk(), 8).read(0, self.model.len());
         assert!(whole == self.model, "the whole, in the end");
         self.close();
         self.images.check(&self.path);
