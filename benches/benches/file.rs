@@ -2,7 +2,8 @@
 //!
 //! The plain loop is the limit: it registers nothing, checks nothing and keeps nothing about a request but its buffer.
 
-use block_core::{Operation, Queue, Registry, Request, RequestFlags, Segment, Submission};
+use benches::in_flight::{BLOCK, Buffers, DEPTH, random, run};
+use block_core::{Operation, Registry, Request, RequestFlags, Segment};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use io_uring::{IoUring, opcode, types};
 use std::fs::{File, OpenOptions};
@@ -12,74 +13,11 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-const DEPTH: usize = 32;
-const BLOCK: usize = 4096;
 const SIZE: u64 = 256 << 20;
-
-/// Page-aligned buffers, one for each request in flight.
-struct Buffers(Vec<u8>);
-
-impl Buffers {
-    fn new() -> Self {
-        Self(vec![0; (DEPTH + 1) * BLOCK])
-    }
-
-    fn get(&mut self, index: usize) -> *mut u8 {
-        let aligned = self.0.as_ptr().align_offset(BLOCK);
-        self.0[aligned + index * BLOCK..].as_mut_ptr()
-    }
-}
-
-/// Random block offsets (xorshift64).
-struct Offsets(u64);
-
-impl Offsets {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % (SIZE / BLOCK as u64) * BLOCK as u64
-    }
-}
-
-/// `count` reads through a queue, polled.
-fn through_queue(queue: &mut dyn Queue, count: u64) -> Duration {
-    let (mut buffers, mut offsets) = (Buffers::new(), Offsets(0x5eed));
-    let mut completions = Vec::with_capacity(DEPTH);
-    let mut free: Vec<usize> = (0..DEPTH).collect();
-    let (mut submitted, mut completed) = (0, 0);
-    let start = Instant::now();
-    while completed < count {
-        while submitted < count {
-            let Some(index) = free.pop() else { break };
-            let segments = [Segment { base: buffers.get(index), len: BLOCK }];
-            let request = Request {
-                operation: Operation::Read,
-                offset: offsets.next(),
-                len: BLOCK as u64,
-                segments: &segments,
-                flags: RequestFlags::NONE,
-                token: index as u64,
-            };
-            // SAFETY: each buffer has one request at a time, and all have completed when this returns.
-            let submission = unsafe { queue.submit(request) };
-            assert_eq!(submission, Submission::Pending);
-            submitted += 1;
-        }
-        queue.kick();
-        queue.poll(&mut completions);
-        for completion in completions.drain(..) {
-            completion.result.expect("read");
-            free.push(completion.token as usize);
-            completed += 1;
-        }
-    }
-    start.elapsed()
-}
 
 /// `count` reads through a ring of our own, polled in the same way.
 fn through_plain_ring(ring: &mut IoUring, file: &File, count: u64) -> Duration {
-    let (mut buffers, mut offsets) = (Buffers::new(), Offsets(0x5eed));
+    let (mut buffers, mut offset) = (Buffers::default(), random(SIZE));
     let mut free: Vec<usize> = (0..DEPTH).collect();
     let (mut submitted, mut completed) = (0, 0);
     let start = Instant::now();
@@ -88,7 +26,7 @@ fn through_plain_ring(ring: &mut IoUring, file: &File, count: u64) -> Duration {
         while submitted < count {
             let Some(index) = free.pop() else { break };
             let entry = opcode::Read::new(types::Fd(file.as_raw_fd()), buffers.get(index), BLOCK as u32)
-                .offset(offsets.next())
+                .offset(offset())
                 .build()
                 .user_data(index as u64);
             // SAFETY: each buffer has one request at a time, and all have completed when this returns.
@@ -144,7 +82,7 @@ fn file(c: &mut Criterion) {
             let disk = Registry::default().open(name.parse().expect("spec")).expect("disk");
             group.bench_function(format!("block-core, aio={aio}"), |b| {
                 let mut queue = disk.open_queue(DEPTH as u16).expect("queue");
-                b.iter_custom(|count| through_queue(&mut *queue, count));
+                b.iter_custom(|count| run(&mut *queue, Operation::Read, count, random(SIZE)));
             });
         }
         group.finish();
@@ -160,12 +98,12 @@ fn at_once(c: &mut Criterion) {
         let capacity = disk.info().capacity;
         group.bench_function(name, |b| {
             let mut queue = disk.open_queue(1).expect("queue");
-            let (mut buffers, mut offsets) = (Buffers::new(), Offsets(0x5eed));
+            let (mut buffers, mut offset) = (Buffers::default(), random(SIZE));
             let segments = [Segment { base: buffers.get(0), len: BLOCK }];
             b.iter(|| {
                 let request = Request {
                     operation: Operation::Read,
-                    offset: offsets.next() % capacity,
+                    offset: offset() % capacity,
                     len: BLOCK as u64,
                     segments: &segments,
                     flags: RequestFlags::NONE,

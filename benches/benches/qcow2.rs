@@ -1,21 +1,20 @@
 //! qcow2 through block-core: what finding a cluster costs; allocated clusters beside a raw file; and writes to fresh
 //! clusters beside `qemu-img bench` doing the same.
 
+use benches::in_flight::{BLOCK, Buffers, DEPTH, random, run};
 use block_core::file::CacheMode;
 use block_core::qcow2::Qcow2Disk;
 use block_core::{Completion, Disk, DiskInfo, ImageFile, OpenError, Operation, Queue, Registry, Request};
 use block_core::{RequestFlags, Segment, Submission, Unmapped};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use fixtures::qemu_img_or_skip;
 use std::hint::black_box;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
-use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-const DEPTH: usize = 32;
-const BLOCK: usize = 4096;
 const SIZE: u64 = 512 << 20;
 const CLUSTER: u64 = 64 << 10;
 
@@ -125,81 +124,6 @@ impl ImageFile for Nothing {
     }
 }
 
-/// Page-aligned buffers, one for each request in flight.
-struct Buffers(Vec<u8>);
-
-impl Buffers {
-    fn new() -> Self {
-        Self(vec![0x5a; (DEPTH + 1) * BLOCK])
-    }
-
-    fn get(&mut self, index: usize) -> *mut u8 {
-        let aligned = self.0.as_ptr().align_offset(BLOCK);
-        self.0[aligned + index * BLOCK..].as_mut_ptr()
-    }
-}
-
-/// `count` requests, [`DEPTH`] of them in flight, polled.
-fn run(queue: &mut dyn Queue, operation: Operation, count: u64, mut offset: impl FnMut() -> u64) -> Duration {
-    let mut buffers = Buffers::new();
-    let mut completions = Vec::with_capacity(DEPTH);
-    let mut free: Vec<usize> = (0..DEPTH).collect();
-    let (mut submitted, mut completed) = (0, 0);
-    let start = Instant::now();
-    while completed < count {
-        while submitted < count {
-            let Some(index) = free.pop() else { break };
-            let segments = [Segment { base: buffers.get(index), len: BLOCK }];
-            let (len, flags, token) = (BLOCK as u64, RequestFlags::NONE, index as u64);
-            let request = Request { operation, offset: offset(), len, segments: &segments, flags, token };
-            // SAFETY: each buffer has one request at a time, and all have completed when this returns.
-            match unsafe { queue.submit(request) } {
-                Submission::Pending => {}
-                Submission::Done(result) => {
-                    result.expect("done");
-                    free.push(index);
-                    completed += 1;
-                }
-                Submission::Full => {
-                    free.push(index);
-                    break;
-                }
-            }
-            submitted += 1;
-        }
-        queue.kick();
-        queue.poll(&mut completions);
-        for completion in completions.drain(..) {
-            completion.result.expect("completed");
-            free.push(completion.token as usize);
-            completed += 1;
-        }
-    }
-    start.elapsed()
-}
-
-/// Random block offsets (xorshift64).
-fn random() -> impl FnMut() -> u64 {
-    let mut state = 0x5eed_u64;
-    move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state % (SIZE / BLOCK as u64) * BLOCK as u64
-    }
-}
-
-fn qemu_img(arguments: &[&str]) -> bool {
-    let output = Command::new("qemu-img").args(arguments).output();
-    match output {
-        Ok(output) => output.status.success(),
-        Err(error) => {
-            eprintln!("skipped: qemu-img: {error}");
-            false
-        }
-    }
-}
-
 fn open(name: &str) -> Arc<dyn Disk> {
     Registry::default().open(name.parse().expect("spec")).unwrap_or_else(|error| panic!("{error}"))
 }
@@ -209,19 +133,18 @@ fn hit(c: &mut Criterion) {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("tempdir");
     let path = dir.path().join("disk.qcow2");
     let name = path.to_str().expect("a name");
-    if !qemu_img(&["create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", name, &SIZE.to_string()]) {
-        return;
-    }
+    let Some(qemu_img) = qemu_img_or_skip() else { return };
+    qemu_img.ok(&["create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", name, &SIZE.to_string()]);
     let mut bytes = std::fs::read(&path).expect("read");
     bytes.truncate(bytes.len().next_multiple_of(CLUSTER as usize));
     let disk = Qcow2Disk::on_file(Arc::new(Nothing(Mutex::new(bytes)))).expect("disk");
     let mut group = c.benchmark_group("qcow2, a mapping that is in the table");
     group.throughput(Throughput::Elements(1));
     let mut queue = disk.open_queue(DEPTH as u16).expect("queue");
-    run(&mut *queue, Operation::Read, 100_000, random());
+    run(&mut *queue, Operation::Read, 100_000, random(SIZE));
     for operation in [Operation::Read, Operation::Write] {
         group.bench_function(format!("{operation:?}"), |b| {
-            let (mut buffers, mut offset) = (Buffers::new(), random());
+            let (mut buffers, mut offset) = (Buffers::default(), random(SIZE));
             let segments = [Segment { base: buffers.get(0), len: BLOCK }];
             b.iter(|| {
                 let (offset, len, flags) = (offset(), BLOCK as u64, RequestFlags::NONE);
@@ -241,9 +164,8 @@ fn allocated(c: &mut Criterion) {
     let chunk: Vec<u8> = (0..SIZE as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     std::fs::write(&raw, chunk).expect("write");
     let name = |path: &Path| path.to_str().expect("a name").to_owned();
-    if !qemu_img(&["convert", "-f", "raw", "-O", "qcow2", &name(&raw), &name(&image)]) {
-        return;
-    }
+    let Some(qemu_img) = qemu_img_or_skip() else { return };
+    qemu_img.ok(&["convert", "-f", "raw", "-O", "qcow2", &name(&raw), &name(&image)]);
     for operation in [Operation::Read, Operation::Write] {
         let mut group =
             c.benchmark_group(format!("allocated, cache=none, 4 KiB random {operation:?}, QD{DEPTH}"));
@@ -251,10 +173,10 @@ fn allocated(c: &mut Criterion) {
         for path in [&raw, &image] {
             let disk = open(&format!("{},cache=none", path.display()));
             let mut queue = disk.open_queue(DEPTH as u16).expect("queue");
-            run(&mut *queue, Operation::Read, 20_000, random());
+            run(&mut *queue, Operation::Read, 20_000, random(SIZE));
             let label = path.extension().expect("an extension").to_string_lossy().into_owned();
             group.bench_function(label, |b| {
-                let mut offset = random();
+                let mut offset = random(SIZE);
                 b.iter_custom(|count| run(&mut *queue, operation, count, &mut offset));
             });
         }
@@ -268,21 +190,19 @@ fn allocating(c: &mut Criterion) {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("tempdir");
     let path = dir.path().join("disk.qcow2");
     let name = path.to_str().expect("a name");
+    let Some(qemu_img) = qemu_img_or_skip() else { return };
     let fresh = || {
         let _ = std::fs::remove_file(&path);
-        qemu_img(&["create", "-q", "-f", "qcow2", name, "8G"])
+        qemu_img.ok(&["create", "-q", "-f", "qcow2", name, "8G"]);
     };
     let theirs = || {
-        if !fresh() {
-            return;
-        }
+        fresh();
         let (count, depth, step) = (COUNT.to_string(), DEPTH.to_string(), CLUSTER.to_string());
         let start = Instant::now();
         let bench = ["bench", "-w", "-f", "qcow2", "-t", "none", "-i", "io_uring"];
         let shape = ["-c", &count, "-d", &depth, "-s", "4096", "-S", &step, name];
-        if qemu_img(&[&bench[..], &shape].concat()) {
-            println!("qemu-img bench: {:.0} /s", COUNT as f64 / start.elapsed().as_secs_f64());
-        }
+        qemu_img.ok(&[&bench[..], &shape].concat());
+        println!("qemu-img bench: {:.0} /s", COUNT as f64 / start.elapsed().as_secs_f64());
     };
     theirs();
     let mut group = c.benchmark_group(format!("allocating, cache=none, 4 KiB writes, QD{DEPTH}"));
@@ -291,9 +211,7 @@ fn allocating(c: &mut Criterion) {
         b.iter_custom(|rounds| {
             let mut took = Duration::ZERO;
             for _ in 0..rounds {
-                if !fresh() {
-                    return Duration::from_secs(1);
-                }
+                fresh();
                 let disk = open(&format!("{name},cache=none"));
                 let mut queue = disk.open_queue(DEPTH as u16).expect("queue");
                 let mut next = 0;
