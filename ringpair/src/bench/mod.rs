@@ -1,9 +1,9 @@
 //! `ringpair bench`: what a disk or server does, beside what the machine could do.
 //!
 //! The controller is in a process of its own (`server`) and driven over vfio-user, or where else [`Place`] says; `row`
-//! drives it with one [`Workload`] after another; `limits` says what that is held against, measured by `ring`, `copy` and `file_loop` with the same
-//! `workload`; `report` and `plot` show it, and `explain` where the time went. `compare` is a bench of its own, in a
-//! guest.
+//! drives it with one [`Workload`] after another; `limits` says what that is held against, measured by `ring`, `copy` and
+//! `file_loop` with the same `workload`; `report` and `plot` show it (in what `picture` has for all pictures), and
+//! `explain` where the time went. `compare` is a bench of its own, in a guest.
 
 mod compare;
 mod contention;
@@ -12,6 +12,7 @@ mod explain;
 mod file_loop;
 mod latency;
 mod limits;
+mod picture;
 mod place;
 mod placement;
 mod plot;

@@ -1,35 +1,16 @@
 //! The figures as a picture: a column of two panels per target, I/Os a second above, latency below.
 
 use super::latency::microseconds;
+use super::picture::{self, Area, COLOURS, COLUMN, Drawn, FAINT, HEAD, brief, legend_text, unique};
 use super::report::{Row, block_size, rate, time};
-use anyhow::{Result, anyhow};
-use plotters::coord::Shift;
+use anyhow::Result;
 use plotters::prelude::*;
-use plotters::style::text_anchor::{HPos, Pos, VPos};
 use std::path::Path;
 
-const COLUMN: u32 = 420;
 const PANEL: u32 = 300;
-const HEAD: u32 = 64;
 const FOOT: u32 = 34;
 /// From one depth to the next on the x axis.
 const STEP: i32 = 99;
-
-pub const INK: RGBColor = RGBColor(0x1F, 0x29, 0x33);
-pub const FAINT: RGBColor = RGBColor(0x6B, 0x77, 0x85);
-pub const GRID: RGBColor = RGBColor(0xE3, 0xE7, 0xEB);
-/// Distinct for the colour-blind too (Okabe and Ito).
-pub const COLOURS: [RGBColor; 6] = [
-    RGBColor(0x00, 0x72, 0xB2),
-    RGBColor(0xD5, 0x5E, 0x00),
-    RGBColor(0x00, 0x9E, 0x73),
-    RGBColor(0xCC, 0x79, 0xA7),
-    RGBColor(0xE6, 0x9F, 0x00),
-    RGBColor(0x56, 0xB4, 0xE9),
-];
-
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
 
 /// Draws `rows` into the SVG file at `path`.
 ///
@@ -39,12 +20,7 @@ type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
 pub fn draw(rows: &[Row], path: &Path) -> Result<()> {
     let picture = Picture::of(rows);
     let size = (COLUMN * picture.targets.len().max(1) as u32, HEAD + 2 * PANEL + FOOT);
-    let mut svg = String::new();
-    {
-        let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
-        picture.draw(&root).map_err(|error| anyhow!("drawing {}: {error}", path.display()))?;
-    }
-    std::fs::write(path, svg).map_err(|error| anyhow!("cannot write {}: {error}", path.display()))
+    picture::write(path, size, |root| picture.draw(root))
 }
 
 /// The rows, sorted into what is drawn apart and what is drawn together.
@@ -63,16 +39,6 @@ fn line_of(row: &Row) -> String {
     format!("{} {}{jobs}", workload.pattern, block_size(workload.block_size))
 }
 
-pub fn unique<T: PartialEq>(values: impl Iterator<Item = T>) -> Vec<T> {
-    let mut seen = Vec::new();
-    for value in values {
-        if !seen.contains(&value) {
-            seen.push(value);
-        }
-    }
-    seen
-}
-
 impl<'a> Picture<'a> {
     fn of(rows: &'a [Row]) -> Self {
         let mut depths = unique(rows.iter().map(|row| row.workload.iodepth));
@@ -86,7 +52,6 @@ impl<'a> Picture<'a> {
     }
 
     fn draw(&self, root: &Area<'_>) -> Drawn {
-        root.fill(&WHITE)?;
         let (head, rest) = root.split_vertically(HEAD);
         let (panels, foot) = rest.split_vertically(2 * PANEL);
         self.legend(&head)?;
@@ -96,15 +61,12 @@ impl<'a> Picture<'a> {
             self.panel(&above, target, &Quantity::IOPS)?;
             self.panel(&below, target, &Quantity::LATENCY)?;
         }
-        let (width, _) = foot.dim_in_pixel();
-        let text = "I/Os in flight (iodepth) · logarithmic scales";
-        foot.draw(&Text::new(text, (width as i32 / 2, 4), label(13, FAINT, HPos::Center)))?;
-        Ok(())
+        picture::footnote(&foot, "I/Os in flight (iodepth) · logarithmic scales")
     }
 
     /// What the lines mean, above all panels.
     fn legend(&self, head: &Area<'_>) -> Drawn {
-        head.draw(&Text::new("ringpair bench", (16, 10), label(18, INK, HPos::Left)))?;
+        picture::title(head, "ringpair bench")?;
         let (mut x, y) = (18, 44);
         for (number, line) in self.lines.iter().enumerate() {
             let colour = COLOURS[number % COLOURS.len()];
@@ -125,30 +87,18 @@ impl<'a> Picture<'a> {
         let rows: Vec<&Row> = self.rows.iter().filter(|row| row.target == target).collect();
         let (low, high) = quantity.range(&rows);
         let last = self.depths.len().saturating_sub(1) as i32 * STEP;
-        let mut chart = ChartBuilder::on(area)
-            .margin(14)
-            .margin_top(6)
-            .caption(format!("{target} — {}", quantity.name), label(15, INK, HPos::Center))
+        let mut chart = picture::panel(area, format!("{target} — {}", quantity.name), 15)
             .x_label_area_size(24)
-            .y_label_area_size(62)
             .build_cartesian_2d(
                 (-STEP / 3..last + STEP / 3).with_key_points((0..=last).step_by(STEP as usize).collect()),
                 (low..high).log_scale().with_key_points(ticks(low, high)),
             )?;
         let depth_name =
             |x: &i32| self.depths.get((*x / STEP) as usize).map_or_else(String::new, u16::to_string);
-        chart
-            .configure_mesh()
-            .disable_x_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(GRID)
-            .axis_style(FAINT)
-            .x_labels(self.depths.len())
-            .x_label_formatter(&depth_name)
-            .y_labels(12)
-            .y_label_formatter(&|value| (quantity.label)(*value))
-            .label_style(label(12, FAINT, HPos::Center))
-            .draw()?;
+        let figure = |value: &f64| (quantity.label)(*value);
+        let mut mesh = chart.configure_mesh();
+        mesh.x_label_formatter(&depth_name).y_label_formatter(&figure);
+        picture::axes(&mut mesh, (self.depths.len(), 12))?;
         for (number, line) in self.lines.iter().enumerate() {
             let colour = COLOURS[number % COLOURS.len()];
             let mut rows: Vec<&&Row> = rows.iter().filter(|row| line_of(row) == *line).collect();
@@ -219,36 +169,11 @@ impl Quantity {
     }
 }
 
-/// Writes a legend's text beside its mark, and says where the next mark goes.
-pub fn legend_text(
-    head: &Area<'_>,
-    (x, y): (i32, i32),
-    text: &str,
-) -> Result<i32, DrawingAreaErrorKind<std::io::Error>> {
-    head.draw(&Text::new(text.to_owned(), (x + 28, y - 7), label(13, INK, HPos::Left)))?;
-    // The backend has no font to measure with; this is what 13 pixels of sans serif come to.
-    Ok(x + 28 + 20 + text.chars().count() as i32 * 7)
-}
-
 /// 1, 2 and 5 of each power of ten between two bounds.
 fn ticks(low: f64, high: f64) -> Vec<f64> {
     let powers = low.log10().floor() as i32..=high.log10().ceil() as i32;
     let all = powers.flat_map(|power| [1.0, 2.0, 5.0].map(|step| step * 10f64.powi(power)));
     all.filter(|tick| (low..=high).contains(tick)).collect()
-}
-
-/// `10.0 k` as `10 k`: an axis has round numbers.
-pub fn brief(figure: &str) -> String {
-    match figure.split_once(' ') {
-        Some((number, unit)) if number.contains('.') => {
-            format!("{} {unit}", number.trim_end_matches('0').trim_end_matches('.'))
-        }
-        _ => figure.to_owned(),
-    }
-}
-
-pub fn label<'a>(size: u32, colour: RGBColor, align: HPos) -> TextStyle<'a> {
-    ("sans-serif", size).into_font().color(&colour).pos(Pos::new(align, VPos::Top))
 }
 
 #[cfg(test)]

@@ -3,24 +3,20 @@
 use super::contestant::Contestant;
 use super::report::Row;
 use crate::bench::latency::microseconds;
-use crate::bench::plot::{COLOURS, FAINT, GRID, INK, brief, label, legend_text, unique};
+use crate::bench::picture::{
+    self, Area, COLOURS, COLUMN, Drawn, HEAD, INK, brief, label, legend_text, unique,
+};
 use crate::bench::report::{rate, time};
-use anyhow::{Result, anyhow};
-use plotters::coord::Shift;
+use anyhow::Result;
 use plotters::prelude::*;
 use plotters::style::text_anchor::HPos;
 use std::path::Path;
 
-const COLUMN: u32 = 420;
 const PANEL: u32 = 230;
-const HEAD: u32 = 64;
 const FOOT: u32 = 30;
 /// From one bar to the next, and from one group to the next, on the x axis.
 const BAR: i32 = 10;
 const GROUP: i32 = 40;
-
-type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
-type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
 
 /// Draws `rows` into the SVG file at `path`.
 ///
@@ -30,20 +26,14 @@ type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
 pub fn draw(rows: &[Row], path: &Path) -> Result<()> {
     let disks = unique(rows.iter().map(|row| row.disk.as_str()));
     let height = HEAD + PANEL * Quantity::ALL.len() as u32 + FOOT;
-    let mut svg = String::new();
-    {
-        let size = (COLUMN * disks.len().max(1) as u32, height);
-        let root = SVGBackend::with_string(&mut svg, size).into_drawing_area();
-        picture(&root, rows, &disks).map_err(|error| anyhow!("drawing {}: {error}", path.display()))?;
-    }
-    std::fs::write(path, svg).map_err(|error| anyhow!("cannot write {}: {error}", path.display()))
+    let size = (COLUMN * disks.len().max(1) as u32, height);
+    picture::write(path, size, |root| draw_all(root, rows, &disks))
 }
 
-fn picture(root: &Area<'_>, rows: &[Row], disks: &[&str]) -> Drawn {
-    root.fill(&WHITE)?;
+fn draw_all(root: &Area<'_>, rows: &[Row], disks: &[&str]) -> Drawn {
     let (head, rest) = root.split_vertically(HEAD);
     let (panels, foot) = rest.split_vertically(PANEL * Quantity::ALL.len() as u32);
-    head.draw(&Text::new("ringpair bench --compare qemu", (16, 10), label(18, INK, HPos::Left)))?;
+    picture::title(&head, "ringpair bench --compare qemu")?;
     let (mut x, y) = (18, 44);
     for (contestant, colour) in Contestant::ALL.iter().zip(COLOURS) {
         head.draw(&Rectangle::new([(x, y - 6), (x + 22, y + 6)], colour.filled()))?;
@@ -55,9 +45,7 @@ fn picture(root: &Area<'_>, rows: &[Row], disks: &[&str]) -> Drawn {
         let rows: Vec<&Row> = rows.iter().filter(|row| row.disk == *disk).collect();
         quantity.panel(area, disk, &rows)?;
     }
-    let (width, _) = foot.dim_in_pixel();
-    let text = "4 KiB random reads in one Linux guest, by I/Os in flight (iodepth)";
-    foot.draw(&Text::new(text, (width as i32 / 2, 4), label(13, FAINT, HPos::Center)))
+    picture::footnote(&foot, "4 KiB random reads in one Linux guest, by I/Os in flight (iodepth)")
 }
 
 /// What a panel shows of each row.
@@ -94,12 +82,8 @@ impl Quantity {
         let depths = unique(rows.iter().map(|row| row.iodepth));
         let high = rows.iter().map(|row| (self.value)(row)).fold(f64::MIN_POSITIVE, f64::max) * 1.2;
         let last = depths.len().max(1) as i32 * GROUP;
-        let mut chart = ChartBuilder::on(area)
-            .margin(14)
-            .margin_top(6)
-            .caption(format!("{disk} — {}", self.name), label(14, INK, HPos::Center))
+        let mut chart = picture::panel(area, format!("{disk} — {}", self.name), 14)
             .x_label_area_size(22)
-            .y_label_area_size(62)
             .build_cartesian_2d(
                 (0..last)
                     .with_key_points((0..depths.len() as i32).map(|at| at * GROUP + GROUP / 2).collect()),
@@ -108,18 +92,10 @@ impl Quantity {
         let depth_name = |x: &i32| {
             depths.get((*x / GROUP) as usize).map_or_else(String::new, |depth| format!("iodepth {depth}"))
         };
-        chart
-            .configure_mesh()
-            .disable_x_mesh()
-            .light_line_style(TRANSPARENT)
-            .bold_line_style(GRID)
-            .axis_style(FAINT)
-            .x_labels(depths.len())
-            .x_label_formatter(&depth_name)
-            .y_labels(5)
-            .y_label_formatter(&|value| (self.label)(*value))
-            .label_style(label(12, FAINT, HPos::Center))
-            .draw()?;
+        let figure = |value: &f64| (self.label)(*value);
+        let mut mesh = chart.configure_mesh();
+        mesh.x_label_formatter(&depth_name).y_label_formatter(&figure);
+        picture::axes(&mut mesh, (depths.len(), 5))?;
         let bars = Contestant::ALL.len() as i32;
         let place = |row: &Row| {
             let group = depths.iter().position(|depth| *depth == row.iodepth).unwrap_or(0) as i32;
