@@ -1,7 +1,8 @@
 //! The engine: reactors, their control thread, and the controllers that they run.
 
 use crate::admin::Admin;
-use crate::controller::control::{self, Control, Controller, Event};
+use crate::controller::admin_commands::admin_options;
+use crate::controller::control::{Control, Controller, Event};
 use crate::controller::counters::ControllerCounters;
 use crate::controller::registers::Registers;
 use crate::controller::shared::Shared;
@@ -206,7 +207,7 @@ impl Engine {
         }
         let mapped_doorbells = self.options.poll == PollMode::Always;
         // Where doorbells can be mapped there is nothing that shadows would save.
-        let admin_options = control::admin_options(options.queues, options.mdts, !mapped_doorbells);
+        let admin_options = admin_options(options.queues, options.mdts, !mapped_doorbells);
         let admin = Admin::new(subsystem, admin_options)?;
         let config = ConfigSpace::new(&Layout {
             bar0_len: BAR0_LEN as u32,

@@ -6,11 +6,13 @@
 //!
 //! * [`control`]: the loop, tickets, and calls of front doors;
 //! * [`lifecycle`]: enable, disable, resets, shutdown;
+//! * [`admin_commands`]: the admin queue's commands;
 //! * [`queues`]: the admin commands about queues: create, delete, abort, doorbell buffers;
 //! * [`dma`]: guest memory coming and going;
 //! * [`write_cache`]: the switch of the volatile write cache, over resets;
 //! * [`registers`], [`interrupts`], [`counters`], [`shared`]: what other threads see.
 
+pub(crate) mod admin_commands;
 pub(crate) mod control;
 pub(crate) mod counters;
 pub(crate) mod dma;
