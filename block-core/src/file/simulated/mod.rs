@@ -19,8 +19,8 @@
 //! * a ring completes its entries in any order, and moves no data before it has them.
 //!
 //! A [hook](SimulatedFile::hook) decides, operation by operation, what fails, falls short or *lies*: reports durable
-//! what is not. [`moody`] is a medium that no disk's user may notice. Lies are for checking the checkers: a disk on a medium that ignores fdatasync loses what one loses that
-//! never sends it.
+//! what is not. [`moody`] is a medium that no disk's user may notice. Lies are for checking the checkers: a disk on a
+//! medium that ignores fdatasync loses what one loses that never sends it.
 //!
 //! Where to start reading: `log.rs`, then `power_cut.rs`. Workloads and what a disk has promised of them are in
 //! [`crate::contract::durability`].
