@@ -118,14 +118,15 @@ fn requests_allocate_nothing_after_the_first_ones() {
             Err(error) => panic!("{error}"),
         };
         let mut queue = disk.open_queue(DEPTH as u16).unwrap();
-        for _ in 0..200 {
-            batch(&mut *queue, &mut buffers, &mut completions);
-        }
-        let before = ALLOCATIONS.load(Ordering::Relaxed);
-        for _ in 0..200 {
-            batch(&mut *queue, &mut buffers, &mut completions);
-        }
-        let allocations = ALLOCATIONS.load(Ordering::Relaxed) - before;
-        assert_eq!(allocations, 0, "{name}: {} requests", 200 * DEPTH);
+        // Until it has all the threads that it starts as they are needed, which is when the machine has time for them.
+        let mut lap = || {
+            let before = ALLOCATIONS.load(Ordering::Relaxed);
+            for _ in 0..200 {
+                batch(&mut *queue, &mut buffers, &mut completions);
+            }
+            ALLOCATIONS.load(Ordering::Relaxed) - before
+        };
+        let laps: Vec<_> = std::iter::repeat_with(&mut lap).take(20).take_while(|count| *count > 0).collect();
+        assert!(laps.len() < 20, "{name}: allocations in {} requests: {laps:?}", 200 * DEPTH);
     }
 }

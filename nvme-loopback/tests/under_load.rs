@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use nvme_emu::PollMode;
 use nvme_spec::Status;
-use nvme_vfio::{Controller, Options, QueuePair, Recovery};
+use nvme_vfio::{Controller, Namespace, Options, QueuePair, Recovery};
 use rig::{Emulated, PLACES, Place, Rig, pattern};
 
 /// Commands in flight from each worker.
@@ -72,9 +72,12 @@ fn all(queue: &mut QueuePair, mut submit: impl FnMut(&mut QueuePair, u64)) {
 }
 
 /// Writes to a part of the disk of its own, reads it back and compares, until `stop` is set. Counts laps.
-fn write_and_verify(controller: &Controller, index: u64, stop: &AtomicBool, laps: &AtomicU64) {
-    let namespace = controller.namespace(1).unwrap();
-    let mut queue = controller.queue_pair().unwrap();
+fn write_and_verify(
+    controller: &Controller,
+    (index, namespace, mut queue): (u64, Namespace, QueuePair),
+    stop: &AtomicBool,
+    laps: &AtomicU64,
+) {
     let written = controller.alloc_dma(DEPTH * 4096).unwrap();
     let read = controller.alloc_dma(DEPTH * 4096).unwrap();
     let mut lap = 0;
@@ -106,11 +109,13 @@ fn under_load(controller: &Controller, times: u32, mut disturb: impl FnMut()) {
     let (stop, laps) = (AtomicBool::new(false), AtomicU64::new(0));
     thread::scope(|scope| {
         let (stop, laps) = (&stop, &laps);
-        for index in 0..WORKERS {
+        // Before anything is disturbed: to look at the namespace takes a command too.
+        let open = |index| (index, controller.namespace(1).unwrap(), controller.queue_pair().unwrap());
+        for worker in (0..WORKERS).map(open).collect::<Vec<_>>() {
             scope.spawn(move || {
                 // So that the others end, and their failure is seen, when this one fails.
                 let _stop = StopAtEnd(stop);
-                write_and_verify(controller, index, stop, laps);
+                write_and_verify(controller, worker, stop, laps);
             });
         }
         let _stop = StopAtEnd(stop);
