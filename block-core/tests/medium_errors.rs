@@ -3,7 +3,7 @@
 
 use block_core::contract::durability::{ENGINES, writing_has_ended};
 use block_core::contract::{Client, Memory, pattern};
-use block_core::file::simulated::{Asked, SimulatedFile, Verdict};
+use block_core::file::simulated::{Asked, SimulatedFile, Verdict, once};
 use block_core::{Disk, Operation, RequestError, RequestFlags, RequestResult};
 use std::sync::{Arc, Mutex};
 
@@ -34,15 +34,8 @@ fn after_a_failed_fdatasync_writing_fails_until_the_disk_is_opened_again() {
             let disk = open(&file, engine, "writeback");
             let mut client = Client::new(&disk, 4);
             assert_eq!(write(&mut client, 0, RequestFlags::NONE), Ok(()));
-            let mut failures = 1;
-            file.hook(move |asked| match asked {
-                // Once: what follows would succeed, if it were asked for.
-                Asked::Sync if failures > 0 => {
-                    failures -= 1;
-                    Verdict::Fail(errno)
-                }
-                _ => Verdict::Done,
-            });
+            // Once: what follows would succeed, if it were asked for.
+            file.hook(once(|asked| matches!(asked, Asked::Sync), Verdict::Fail(errno)));
             assert_eq!(flush(&mut client), Err(errno), "aio={engine}");
             writing_has_ended(&disk, &mut client, errno);
             drop(client);
@@ -62,14 +55,11 @@ fn a_durable_write_that_fails_with_eio_may_have_taken_the_report_of_others_and_e
             let file = file();
             let disk = open(&file, engine, cache);
             let mut client = Client::new(&disk, 4);
-            let mut failures = 1;
-            file.hook(move |asked| match asked {
-                Asked::Write { dsync: true, .. } if failures > 0 => {
-                    failures -= 1;
-                    Verdict::Fail(libc::EIO)
-                }
-                _ => Verdict::Done,
-            });
+            // Once: what follows would succeed, if it were asked for.
+            file.hook(once(
+                |asked| matches!(asked, Asked::Write { dsync: true, .. }),
+                Verdict::Fail(libc::EIO),
+            ));
             let failed = write(&mut client, 8192, flags);
             assert_eq!(failed, Err(RequestError { errno: libc::EIO, offset: 8192, len: 8192 }));
             let refused = write(&mut client, 0, RequestFlags::NONE);

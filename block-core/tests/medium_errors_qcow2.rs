@@ -5,7 +5,7 @@ mod images;
 
 use block_core::contract::durability::{ENGINES, Mode, Workload, seeds, writing_has_ended};
 use block_core::contract::{Client, Memory, Random, pattern};
-use block_core::file::simulated::{Asked, SimulatedFile, Verdict};
+use block_core::file::simulated::{Asked, SimulatedFile, Verdict, once};
 use block_core::{Disk, Operation, RequestFlags, RequestResult};
 use images::simulated::{Case, Shapes, examine, open};
 use std::sync::Arc;
@@ -108,33 +108,32 @@ fn each(caches: &[&'static str], test: impl Fn(&SimulatedFile, &str)) {
     }
 }
 
-#[test]
-fn after_a_failed_fdatasync_writing_fails_until_the_disk_is_opened_again() {
-    // Of an image whose metadata has changed, and of one of which only the data has.
-    for (errno, changed) in
-        [(libc::EIO, true), (libc::EIO, false), (libc::ENOSPC, true), (libc::ENOSPC, false)]
-    {
-        each(&["writeback", "none"], |file, options| {
+/// A flush fails when this call does, once, after a write to `offset` that followed a flush; then writing has ended, and
+/// what had been flushed before is there.
+fn a_failed_flush_ends_writing(caches: &[&'static str], call: Call, offset: u64) {
+    for errno in [libc::EIO, libc::ENOSPC] {
+        each(caches, |file, options| {
             let disk = open(file, options).unwrap();
             let mut client = Client::new(&disk, 4);
             assert_eq!(write(&mut client, 0, RequestFlags::NONE), Ok(()));
             assert_eq!(flush(&mut client), Ok(()));
-            assert_eq!(write(&mut client, if changed { 131_072 } else { 0 }, RequestFlags::NONE), Ok(()));
-            let mut failures = 1;
-            file.hook(move |asked| match asked {
-                // Once: what follows would succeed, if it were asked for.
-                Asked::Sync if failures > 0 => {
-                    failures -= 1;
-                    Verdict::Fail(errno)
-                }
-                _ => Verdict::Done,
-            });
+            assert_eq!(write(&mut client, offset, RequestFlags::NONE), Ok(()));
+            // Once: what follows would succeed, if it were asked for.
+            file.hook(once(move |asked| call.is(asked), Verdict::Fail(errno)));
             assert_eq!(flush(&mut client), Err(errno));
             writing_has_ended(&disk, &mut client, errno);
             drop(client);
             drop(disk);
             is_whole_and_holds(file, &[0]);
         });
+    }
+}
+
+#[test]
+fn after_a_failed_fdatasync_writing_fails_until_the_disk_is_opened_again() {
+    // Of an image whose metadata has changed, and of one of which only the data has.
+    for offset in [131_072, 0] {
+        a_failed_flush_ends_writing(&["writeback", "none"], Call::Sync, offset);
     }
 }
 
@@ -161,28 +160,7 @@ fn a_durable_write_into_place_that_fails_with_eio_ends_writing_too() {
 
 #[test]
 fn metadata_that_cannot_be_written_fails_the_flush_and_ends_writing() {
-    for errno in [libc::EIO, libc::ENOSPC] {
-        each(&["writeback"], |file, options| {
-            let disk = open(file, options).unwrap();
-            let mut client = Client::new(&disk, 4);
-            assert_eq!(write(&mut client, 0, RequestFlags::NONE), Ok(()));
-            assert_eq!(flush(&mut client), Ok(()));
-            assert_eq!(write(&mut client, 131_072, RequestFlags::NONE), Ok(()));
-            let mut failures = 1;
-            file.hook(move |asked| match asked {
-                Asked::Write { .. } if failures > 0 => {
-                    failures -= 1;
-                    Verdict::Fail(errno)
-                }
-                _ => Verdict::Done,
-            });
-            assert_eq!(flush(&mut client), Err(errno));
-            writing_has_ended(&disk, &mut client, errno);
-            drop(client);
-            drop(disk);
-            is_whole_and_holds(file, &[0]);
-        });
-    }
+    a_failed_flush_ends_writing(&["writeback"], Call::Write, 131_072);
 }
 
 #[test]

@@ -123,6 +123,17 @@ mod tests {
         looks.split_off(1)
     }
 
+    /// One controller, which had nothing to do while others had.
+    fn with_a_cold_one() -> Attention {
+        let mut attention = Attention::default();
+        attention.add();
+        while attention.at(0).is_some() {
+            attention.looked(0, false);
+            attention.turns(1);
+        }
+        attention
+    }
+
     #[test]
     fn a_busy_controller_among_64_pays_for_few_looks_at_the_others() {
         let looks: usize = looks_at_others(64, 1, 10_000).iter().sum();
@@ -147,12 +158,7 @@ mod tests {
 
     #[test]
     fn a_controller_that_something_happens_to_is_looked_at_in_every_round_again() {
-        let mut attention = Attention::default();
-        attention.add();
-        while attention.at(0).is_some() {
-            attention.looked(0, false);
-            attention.turns(1);
-        }
+        let mut attention = with_a_cold_one();
         assert_eq!(attention.next_cold(), Some(0));
         attention.warm(0);
         attention.warm(0);
@@ -168,12 +174,7 @@ mod tests {
 
     #[test]
     fn rounds_that_find_nothing_bring_the_cold_ones_their_turns() {
-        let mut attention = Attention::default();
-        attention.add();
-        while attention.at(0).is_some() {
-            attention.looked(0, false);
-            attention.turns(1);
-        }
+        let mut attention = with_a_cold_one();
         attention.credit = 0;
         let turns: usize = (0..4 * ROUNDS_PER_TURN).map(|_| attention.turns(0)).sum();
         assert_eq!(turns, 4);

@@ -51,6 +51,12 @@ pub enum Verdict {
     Lie,
 }
 
+/// A [hook](super::SimulatedFile::hook) that says this of the first operation that is like that, and of no other.
+pub fn once(is: impl Fn(&Asked) -> bool + Send, verdict: Verdict) -> impl FnMut(&Asked) -> Verdict + Send {
+    let mut left = true;
+    move |asked| if is(asked) && std::mem::take(&mut left) { verdict } else { Verdict::Done }
+}
+
 /// What decides over verdicts.
 pub(super) type Hook = Box<dyn FnMut(&Asked) -> Verdict + Send>;
 

@@ -33,7 +33,7 @@ mod power_cut;
 mod ring;
 
 pub use contents::Contents;
-pub use log::{Asked, Verdict};
+pub use log::{Asked, Verdict, once};
 pub use moody::moody;
 pub use power_cut::PowerCut;
 
