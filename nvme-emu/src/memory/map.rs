@@ -191,6 +191,24 @@ impl MemoryMap {
         self.search(iova, len, access, hint)
     }
 
+    /// As [`MemoryMap::translate`], for what is used without this map at hand: with the mapping that the range lies in,
+    /// to be held for as long.
+    ///
+    /// # Errors
+    ///
+    /// [`Unreachable`].
+    pub fn retain(
+        &self,
+        iova: u64,
+        len: usize,
+        access: Access,
+    ) -> Result<(HostRange, Arc<Mapping>), Unreachable> {
+        let mut index = 0;
+        let range = self.translate(iova, len, access, &mut index)?;
+        let mapping = self.regions.get(index).and_then(|r| r.mapping.clone()).ok_or(Unreachable)?;
+        Ok((range, mapping))
+    }
+
     #[cold]
     fn search(
         &self,

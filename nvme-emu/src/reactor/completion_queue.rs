@@ -1,10 +1,11 @@
 //! A completion queue (NVM Express Base Specification 2.0, 3.3.3): posted to by one reactor, so without a lock.
 
 use super::doorbell::Doorbell;
-use crate::memory::{Access, MemoryMap};
+use crate::memory::{Access, Mapping, MemoryMap};
 use nvme_spec::CompletionQueueEntry;
 use std::collections::VecDeque;
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
@@ -47,6 +48,8 @@ pub(crate) struct CompletionQueue {
     rejected: Option<u32>,
     /// Since when an interrupt waits for more completions (coalescing).
     pub(crate) waiting_since: Option<Instant>,
+    /// What `ring` lies in.
+    memory: Option<Arc<Mapping>>,
 }
 
 const _: () = assert!(std::mem::offset_of!(CompletionQueue, parameters.base) == 64);
@@ -66,6 +69,7 @@ impl CompletionQueue {
             uninterrupted: 0,
             waiting_since: None,
             asserts_pin: false,
+            memory: None,
         };
         this.remap(map);
         this
@@ -74,8 +78,9 @@ impl CompletionQueue {
     /// Finds its entries in a new map.
     pub(crate) fn remap(&mut self, map: &MemoryMap) {
         let len = self.parameters.size as usize * size_of::<CompletionQueueEntry>();
-        let range = map.translate(self.parameters.base, len, Access::Write, &mut 0).ok();
+        let (range, memory) = map.retain(self.parameters.base, len, Access::Write).ok().unzip();
         self.ring = range.and_then(|range| NonNull::new(range.base().cast()));
+        self.memory = memory;
     }
 
     /// Entries that the guest has not taken yet, as far as is known.
@@ -178,8 +183,8 @@ impl CompletionQueue {
         // Entries come with the phase bit clear, unless it is to be wrong.
         entry.status ^= self.phase;
         let [low, high]: [u64; 2] = zerocopy::transmute!(entry);
-        // SAFETY: `remap` checked that the ring's `size` entries lie in mapped memory, which stays mapped until the
-        // next `remap`; `tail` is below `size`; the base is page-aligned, and the guest's side of these words is
+        // SAFETY: `remap` checked that the ring's `size` entries lie in mapped memory, which `memory` keeps
+        // mapped; `tail` is below `size`; the base is page-aligned, and the guest's side of these words is
         // hardware's business.
         let slot = unsafe { ring.add(self.tail as usize).as_ref() };
         slot[0].store(low, Ordering::Relaxed);

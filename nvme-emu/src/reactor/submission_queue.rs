@@ -2,9 +2,10 @@
 
 use super::completion_queue::InvalidDoorbell;
 use super::doorbell::Doorbell;
-use crate::memory::{Access, MemoryMap};
+use crate::memory::{Access, Mapping, MemoryMap};
 use nvme_spec::SubmissionQueueEntry;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 /// What Create I/O Submission Queue (or AQA and ASQ) say of a queue, checked.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +35,8 @@ pub(crate) struct SubmissionQueue {
     pub(crate) deleting: bool,
     pub(crate) parameters: SubmissionQueueParameters,
     rejected: Option<u32>,
+    /// What `ring` lies in.
+    memory: Option<Arc<Mapping>>,
 }
 
 const _: () = assert!(std::mem::offset_of!(SubmissionQueue, parameters.base) == 64);
@@ -56,6 +59,7 @@ impl SubmissionQueue {
             rejected: None,
             in_flight: 0,
             deleting: false,
+            memory: None,
         };
         this.remap(map);
         this
@@ -70,8 +74,9 @@ impl SubmissionQueue {
     /// Finds its entries in a new map. While they are in no mapped memory, nothing is fetched.
     pub(crate) fn remap(&mut self, map: &MemoryMap) {
         let len = self.parameters.size as usize * size_of::<SubmissionQueueEntry>();
-        let range = map.translate(self.parameters.base, len, Access::Read, &mut 0).ok();
+        let (range, memory) = map.retain(self.parameters.base, len, Access::Read).ok().unzip();
         self.ring = range.and_then(|range| NonNull::new(range.base().cast()));
+        self.memory = memory;
     }
 
     /// Reads the tail doorbell; answers how many entries wait.
@@ -122,8 +127,8 @@ impl SubmissionQueue {
     fn entry(&self, index: u32) -> Option<SubmissionQueueEntry> {
         let ring = self.ring?;
         debug_assert!(index < self.parameters.size);
-        // SAFETY: `remap` checked that the ring's `size` entries lie in mapped memory, which stays mapped until the
-        // next `remap`; `index` is below `size`. The one volatile read is the only one: the guest may write the entry
+        // SAFETY: `remap` checked that the ring's `size` entries lie in mapped memory, which `memory` keeps
+        // mapped; `index` is below `size`. The one volatile read is the only one: the guest may write the entry
         // at any time, and only the copy is looked at.
         let words = unsafe { ring.add(index as usize).read_volatile() };
         Some(zerocopy::transmute!(words))
