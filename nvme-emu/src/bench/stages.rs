@@ -147,18 +147,9 @@ fn plans(map: &Arc<MemoryMap>) -> [Stage; 2] {
             read_only: false,
             volatile_cache: false,
         };
-        let namespaces = [Some(view)];
-        let (mut hint, mut list) = (0, SegmentList::new());
+        let mut context =
+            Context { namespaces: vec![Some(view)], map, max_transfer: 1 << 20, ..Context::new() };
         let run = move || {
-            let mut context = Context {
-                namespaces: &namespaces,
-                map: &map,
-                page_size: PAGE,
-                hint: &mut hint,
-                list: &mut list,
-                max_transfer: 1 << 20,
-                write_cache: true,
-            };
             let _ = black_box(nvm::plan(&mut context, black_box(&command)).is_ok());
         };
         Stage { name, run: Box::new(run) }

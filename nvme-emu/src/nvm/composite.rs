@@ -129,7 +129,7 @@ impl Composite {
     /// Takes on a command.
     pub(crate) fn prepare(
         &mut self,
-        context: &mut Context<'_>,
+        context: &mut Context,
         sqe: &SubmissionQueueEntry,
         prepare: Prepare,
     ) -> Result<(), Status> {
@@ -143,7 +143,7 @@ impl Composite {
     /// Flush with NSID FFFFFFFFh: every attached namespace (NVM Express Base Specification 2.0, 7.1).
     pub(super) fn flush_all(
         &mut self,
-        context: &mut Context<'_>,
+        context: &mut Context,
         _sqe: &SubmissionQueueEntry,
     ) -> Result<(), Status> {
         self.parts.extend(context.namespaces.iter().flatten().map(|view| Prepared::flush(view.disk)));
@@ -153,7 +153,7 @@ impl Composite {
     /// Dataset Management (NVM Command Set Specification 1.0, 3.2.3): every range is checked before any is touched.
     pub(super) fn dataset_management(
         &mut self,
-        context: &mut Context<'_>,
+        context: &mut Context,
         sqe: &SubmissionQueueEntry,
     ) -> Result<(), Status> {
         let view = context.namespace(sqe.nsid)?;
@@ -187,7 +187,7 @@ impl Composite {
     /// Compare (NVM Command Set Specification 1.0, 3.2.1).
     pub(super) fn compare(
         &mut self,
-        context: &mut Context<'_>,
+        context: &mut Context,
         sqe: &SubmissionQueueEntry,
     ) -> Result<(), Status> {
         let view = context.namespace(sqe.nsid)?;
@@ -205,11 +205,7 @@ impl Composite {
 
     /// Verify (NVM Command Set Specification 1.0, 3.2.5): reads the blocks and transfers nothing, so that errors of
     /// the medium show. Its length is not bounded by MDTS, so it goes piece by piece.
-    pub(super) fn verify(
-        &mut self,
-        context: &mut Context<'_>,
-        sqe: &SubmissionQueueEntry,
-    ) -> Result<(), Status> {
+    pub(super) fn verify(&mut self, context: &mut Context, sqe: &SubmissionQueueEntry) -> Result<(), Status> {
         let view = context.namespace(sqe.nsid)?;
         let command: Verify = sqe.dwords();
         let (offset, len) = view.range(command.slba(), u64::from(command.number_of_logical_blocks()))?;
@@ -223,4 +219,4 @@ impl Composite {
 }
 
 /// One of the commands above.
-pub(crate) type Prepare = fn(&mut Composite, &mut Context<'_>, &SubmissionQueueEntry) -> Result<(), Status>;
+pub(crate) type Prepare = fn(&mut Composite, &mut Context, &SubmissionQueueEntry) -> Result<(), Status>;

@@ -15,6 +15,7 @@ use crate::transfer::{SegmentList, Walker};
 use block_core::{Operation, RequestFlags};
 use composite::{Composite, Prepare};
 use nvme_spec::{FusedOperation, NvmOpcode, Status, SubmissionQueueEntry};
+use std::sync::Arc;
 
 /// A namespace as the data path sees it.
 #[derive(Clone, Copy, Debug)]
@@ -51,24 +52,38 @@ impl NamespaceView {
     }
 }
 
-/// What the commands of a shard are checked against.
-pub(crate) struct Context<'a> {
+/// What the commands of a shard are checked against, and the segments of the last one.
+#[derive(Debug)]
+pub(crate) struct Context {
     /// By NSID, from 1.
-    pub(crate) namespaces: &'a [Option<NamespaceView>],
-    pub(crate) map: &'a MemoryMap,
+    pub(crate) namespaces: Vec<Option<NamespaceView>>,
+    pub(crate) map: Arc<MemoryMap>,
     /// Memory page size: 2^(12 + CC.MPS) bytes.
     pub(crate) page_size: u64,
     /// Index of the region that data was last found in.
-    pub(crate) hint: &'a mut usize,
+    pub(crate) hint: usize,
     /// Where the command's segments go.
-    pub(crate) list: &'a mut SegmentList,
+    pub(crate) list: SegmentList,
     /// MDTS in bytes.
     pub(crate) max_transfer: u32,
     /// Feature 06h, Volatile Write Cache: WCE.
     pub(crate) write_cache: bool,
 }
 
-impl Context<'_> {
+impl Context {
+    /// Of a controller that is not enabled: no namespaces, no memory.
+    pub(crate) fn new() -> Self {
+        Self {
+            namespaces: Vec::new(),
+            map: Arc::default(),
+            page_size: 4096,
+            hint: 0,
+            list: SegmentList::new(),
+            max_transfer: 0,
+            write_cache: true,
+        }
+    }
+
     #[inline]
     fn namespace(&self, nsid: u32) -> Result<NamespaceView, Status> {
         let index = (nsid as usize).wrapping_sub(1);
@@ -83,11 +98,11 @@ impl Context<'_> {
 
     #[inline]
     fn walker(&mut self) -> Walker<'_> {
-        Walker { map: self.map, page_size: self.page_size, hint: self.hint, list: self.list }
+        Walker { map: &self.map, page_size: self.page_size, hint: &mut self.hint, list: &mut self.list }
     }
 
     fn walker_into<'a>(&'a mut self, list: &'a mut SegmentList) -> Walker<'a> {
-        Walker { map: self.map, page_size: self.page_size, hint: self.hint, list }
+        Walker { map: &self.map, page_size: self.page_size, hint: &mut self.hint, list }
     }
 }
 
@@ -122,7 +137,7 @@ pub(crate) enum Plan {
 
 /// Validates a command of an I/O queue and says what it takes.
 #[inline]
-pub(crate) fn plan(context: &mut Context<'_>, sqe: &SubmissionQueueEntry) -> Result<Plan, Status> {
+pub(crate) fn plan(context: &mut Context, sqe: &SubmissionQueueEntry) -> Result<Plan, Status> {
     context.list.clear();
     if sqe.flags.fuse() != FusedOperation::Normal {
         return Err(Status::INVALID_FIELD.with_dnr());

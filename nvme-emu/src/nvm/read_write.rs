@@ -9,7 +9,7 @@ use nvme_spec::{Status, SubmissionQueueEntry};
 /// Read and Write (NVM Command Set Specification 1.0, 3.2.4 and 3.2.6).
 #[inline]
 pub(super) fn read_write(
-    context: &mut Context<'_>,
+    context: &mut Context,
     sqe: &SubmissionQueueEntry,
     operation: Operation,
 ) -> Result<Prepared, Status> {
@@ -38,10 +38,7 @@ pub(super) fn read_write(
 
 /// Write Zeroes (NVM Command Set Specification 1.0, 3.2.8). DEAC lets the range be deallocated: it reads as zeroes
 /// afterwards all the same.
-pub(super) fn write_zeroes(
-    context: &mut Context<'_>,
-    sqe: &SubmissionQueueEntry,
-) -> Result<Prepared, Status> {
+pub(super) fn write_zeroes(context: &mut Context, sqe: &SubmissionQueueEntry) -> Result<Prepared, Status> {
     let view = context.namespace(sqe.nsid)?;
     let command: WriteZeroes = sqe.dwords();
     let (offset, len) = view.range(command.slba(), u64::from(command.number_of_logical_blocks()))?;

@@ -80,7 +80,7 @@ pub(crate) struct EnableParameters {
     pub(crate) tuning: Tuning,
 }
 
-/// Features that the data path acts on: every command on the first two.
+/// Features that the data path acts on: every batch on the first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub(crate) struct Tuning {

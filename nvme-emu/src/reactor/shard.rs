@@ -14,11 +14,10 @@ use crate::controller::counters::ReactorCounters;
 use crate::controller::interrupts::Vectors;
 use crate::controller::shared::{FailedCommand, Finding, Shared};
 use crate::faults::FaultPoint;
+use crate::memory::RegionMask;
 use crate::memory::sigbus::Fault;
-use crate::memory::{MemoryMap, RegionMask};
 use crate::nvm::composite::Composite;
-use crate::nvm::{self, Context, NamespaceView, Plan, Prepared, errno};
-use crate::transfer::SegmentList;
+use crate::nvm::{self, Context, Plan, Prepared, errno};
 use block_core::{Operation, Request, RequestResult, Submission};
 use nvme_spec::nvm_command::ReadWrite;
 use nvme_spec::{CompletionQueueEntry, Status, SubmissionQueueEntry};
@@ -90,21 +89,15 @@ pub(crate) struct Shard {
     /// Its client's memory turned out to have nothing behind it.
     fault: Arc<Fault>,
     pub(super) counters: Arc<ReactorCounters>,
-    pub(super) map: Arc<MemoryMap>,
-    /// By NSID, from 1.
-    pub(super) namespaces: Vec<Option<NamespaceView>>,
+    pub(super) context: Context,
     /// What it does wrong by script.
     pub(super) faults: Option<Box<FaultPoint>>,
     free_commands: Vec<u32>,
     pub(super) commands: Vec<Command>,
     /// Takes the time of some commands, if somebody wants to know.
     sampler: Option<Box<StageSampler>>,
-    pub(super) hint: usize,
-    pub(super) list: SegmentList,
     /// Counts the maps, and other changes after which commands from before have to be told from those that follow.
     pub(super) epoch: u32,
-    pub(super) max_transfer: u32,
-    pub(super) page_size: u64,
     pub(super) tuning: Tuning,
 
     // What few of them take.
@@ -137,13 +130,10 @@ impl Shard {
             faults: shared.faults.clone().map(|faults| Box::new(FaultPoint::new(faults))),
             sampler: shared.explain.then(|| Box::new(StageSampler::new())),
             shared,
-            map: Arc::default(),
+            context: Context::new(),
             epoch: 0,
             vectors,
-            namespaces: Vec::new(),
             hints: false,
-            page_size: 4096,
-            max_transfer: 0,
             tuning: Tuning::default(),
             shadow: None,
             cqs: Vec::new(),
@@ -160,8 +150,6 @@ impl Shard {
             draining: false,
             waiting: Vec::new(),
             admin_outstanding: 0,
-            list: SegmentList::new(),
-            hint: 0,
             worked: false,
             posted: false,
         }
@@ -263,16 +251,7 @@ impl Shard {
             return true;
         }
         stamps.fetched();
-        let mut context = Context {
-            namespaces: &self.namespaces,
-            map: &self.map,
-            page_size: self.page_size,
-            hint: &mut self.hint,
-            list: &mut self.list,
-            max_transfer: self.max_transfer,
-            write_cache: self.tuning.write_cache,
-        };
-        let planned = nvm::plan(&mut context, &sqe);
+        let planned = nvm::plan(&mut self.context, &sqe);
         if !matches!(planned, Ok(Plan::One(_))) {
             stamps.forget();
         }
@@ -304,7 +283,7 @@ impl Shard {
     #[inline]
     fn expect_next(&self, index: usize, disks: &DiskQueues) {
         if let Some(next) = self.sqs[index].as_ref().and_then(SubmissionQueue::peek_behind)
-            && let Some(Some(view)) = self.namespaces.get((next.nsid as usize).wrapping_sub(1))
+            && let Some(Some(view)) = self.context.namespaces.get((next.nsid as usize).wrapping_sub(1))
         {
             let blocks = next.dwords::<ReadWrite>().number_of_logical_blocks();
             disks.expect(view.disk, slba(&next) << view.shift, u64::from(blocks) << view.shift);
@@ -335,7 +314,7 @@ impl Shard {
             operation: prepared.operation,
             offset: prepared.offset,
             len: prepared.len,
-            segments: self.list.as_slice(),
+            segments: self.context.list.as_slice(),
             flags: prepared.flags,
             token: token | u64::from(slot | S::MARK),
         };
@@ -355,7 +334,7 @@ impl Shard {
             sq: sq as u32,
             cid: sqe.cid,
             epoch: self.epoch,
-            regions: self.list.regions(),
+            regions: self.context.list.regions(),
             operation: prepared.operation,
             nsid: sqe.nsid,
             bytes: prepared.len as u32,
@@ -394,7 +373,7 @@ impl Shard {
 
     #[cold]
     fn lba(&self, nsid: u32, offset: u64) -> u64 {
-        let view = self.namespaces.get((nsid as usize).wrapping_sub(1));
+        let view = self.context.namespaces.get((nsid as usize).wrapping_sub(1));
         view.copied().flatten().map_or(0, |view| offset >> view.shift)
     }
 

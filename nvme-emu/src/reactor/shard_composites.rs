@@ -5,7 +5,7 @@ use super::disk_queues::DiskQueues;
 use super::shard::{Shard, older, slba};
 use crate::memory::RegionMask;
 use crate::nvm::composite::{Composite, Prepare};
-use crate::nvm::{Context, errno};
+use crate::nvm::errno;
 use block_core::{Operation, Request, RequestFlags, RequestResult, Submission};
 use nvme_spec::{Status, SubmissionQueueEntry};
 
@@ -39,16 +39,7 @@ impl Shard {
         let composite = &mut self.composites[slot as usize];
         (composite.sq, composite.cid, composite.nsid, composite.slba) = (sq, sqe.cid, sqe.nsid, slba(sqe));
         composite.epoch = self.epoch;
-        let mut context = Context {
-            namespaces: &self.namespaces,
-            map: &self.map,
-            page_size: self.page_size,
-            hint: &mut self.hint,
-            list: &mut self.list,
-            max_transfer: self.max_transfer,
-            write_cache: self.tuning.write_cache,
-        };
-        match composite.prepare(&mut context, sqe, prepare) {
+        match composite.prepare(&mut self.context, sqe, prepare) {
             Ok(()) => self.continue_composite(slot, token, disks),
             Err(status) => {
                 composite.fail(status);

@@ -4,7 +4,7 @@ use super::completion_queue::{CompletionQueue, CompletionQueueParameters};
 use super::disk_queues::DiskQueues;
 use super::doorbell::{Doorbell, Shadow};
 use super::doorbell_page::{head_index, tail_index};
-use super::message::{EnableParameters, ShardRequest, Ticket};
+use super::message::{EnableParameters, ShardRequest, Ticket, Tuning};
 use super::shard::{Shard, Until, Waiting, older};
 use super::submission_queue::{SubmissionQueue, SubmissionQueueParameters};
 use crate::controller::control::Event;
@@ -45,7 +45,7 @@ impl Shard {
                 }
             }
             ShardRequest::FlushAll => {
-                self.flushes_left = self.namespaces.iter().flatten().map(|view| view.disk).collect();
+                self.flushes_left = self.context.namespaces.iter().flatten().map(|view| view.disk).collect();
                 self.chores = true;
                 return self.wait(ticket, Until::Flushed);
             }
@@ -62,8 +62,8 @@ impl Shard {
                 self.use_shadows();
             }
             ShardRequest::Tuning(tuning) => {
-                let cache_switched_off = self.tuning.write_cache && !tuning.write_cache;
-                self.tuning = tuning;
+                let cache_switched_off = self.context.write_cache && !tuning.write_cache;
+                self.tune(tuning);
                 if cache_switched_off {
                     // Writes from before are not durable when they complete.
                     self.epoch = self.epoch.wrapping_add(1);
@@ -146,7 +146,7 @@ impl Shard {
         disks: &mut DiskQueues,
         new_fd: &mut dyn FnMut(RawFd),
     ) -> Result<(), i32> {
-        self.namespaces.clear();
+        self.context.namespaces.clear();
         self.hints = false;
         for namespace in parameters.subsystem.namespaces() {
             let (disk, fd) = disks.open(namespace.disk()).map_err(|error| {
@@ -157,20 +157,25 @@ impl Shard {
             self.hints |= disks.takes_hints(disk);
             // NSIDs are at least 1 and not many.
             let index = namespace.nsid() as usize - 1;
-            self.namespaces.resize(self.namespaces.len().max(index + 1), None);
-            self.namespaces[index] = Some(NamespaceView::new(namespace, disk));
+            self.context.namespaces.resize(self.context.namespaces.len().max(index + 1), None);
+            self.context.namespaces[index] = Some(NamespaceView::new(namespace, disk));
         }
-        self.page_size = parameters.page_size;
-        self.max_transfer = parameters.max_transfer;
-        self.tuning = parameters.tuning;
+        self.context.page_size = parameters.page_size;
+        self.context.max_transfer = parameters.max_transfer;
+        self.tune(parameters.tuning);
         Ok(())
     }
 
+    fn tune(&mut self, tuning: Tuning) {
+        self.context.write_cache = tuning.write_cache;
+        self.tuning = tuning;
+    }
+
     fn use_map(&mut self, map: Arc<MemoryMap>) {
-        self.map = map;
+        self.context.map = map;
         self.epoch = self.epoch.wrapping_add(1);
-        self.cqs.iter_mut().flatten().for_each(|cq| cq.remap(&self.map));
-        self.sqs.iter_mut().flatten().for_each(|sq| sq.remap(&self.map));
+        self.cqs.iter_mut().flatten().for_each(|cq| cq.remap(&self.context.map));
+        self.sqs.iter_mut().flatten().for_each(|sq| sq.remap(&self.context.map));
         self.use_shadows();
         self.post_soon();
     }
@@ -180,8 +185,8 @@ impl Shard {
         let (doorbells, event_indexes) = self.shadow?;
         let word = |base: u64| {
             let iova = base.checked_add(index as u64 * 4)?;
-            let read = self.map.translate(iova, 4, Access::Read, &mut 0).ok()?;
-            self.map.translate(iova, 4, Access::Write, &mut 0).ok()?;
+            let read = self.context.map.translate(iova, 4, Access::Read, &mut 0).ok()?;
+            self.context.map.translate(iova, 4, Access::Write, &mut 0).ok()?;
             // Pages are aligned in both address spaces, so words are.
             NonNull::new(read.base().cast())
         };
@@ -223,7 +228,7 @@ impl Shard {
 
     fn add_cq(&mut self, parameters: CompletionQueueParameters) -> Result<(), i32> {
         let doorbell = self.doorbell(head_index(parameters.id), parameters.id)?;
-        put(&mut self.cqs, CompletionQueue::new(parameters, doorbell, &self.map));
+        put(&mut self.cqs, CompletionQueue::new(parameters, doorbell, &self.context.map));
         Ok(())
     }
 
@@ -232,7 +237,7 @@ impl Shard {
         let doorbell = self.doorbell(tail_index(parameters.id), parameters.id)?;
         // So that commands in flight need no allocation later.
         self.commands.reserve(parameters.size as usize);
-        put(&mut self.sqs, SubmissionQueue::new(parameters, doorbell, cq, &self.map));
+        put(&mut self.sqs, SubmissionQueue::new(parameters, doorbell, cq, &self.context.map));
         Ok(())
     }
 
