@@ -1,5 +1,5 @@
-//! Clusters that are discarded while requests are under way, some of which may have been sent to them: they are somebody
-//! else's only when nothing can reach them any more.
+//! Clusters that are discarded or zeroed while requests are under way, some of which may have been sent to them: they are
+//! somebody else's only when nothing can reach them any more.
 
 mod images;
 
@@ -48,8 +48,8 @@ fn disk(images: &Images) -> Arc<dyn Disk> {
     disk
 }
 
-fn run(disk: &dyn Disk, operation: Operation, flags: RequestFlags) {
-    assert_eq!(Client::new(disk, 1).run(operation, (DISCARDED, CLUSTER as u64), flags), Ok(()));
+fn run(disk: &dyn Disk, operation: Operation, at: u64, flags: RequestFlags) {
+    assert_eq!(Client::new(disk, 1).run(operation, (at, CLUSTER as u64), flags), Ok(()));
 }
 
 /// Discarded clusters are given away with a flush at the latest.
@@ -66,7 +66,7 @@ fn a_discarded_cluster_is_given_away_when_what_was_under_way_has_ended() {
     let Some(images) = Images::new() else { return };
     let disk = disk(&images);
     let held = Held::new(&*disk, Operation::Read, READ);
-    run(&*disk, Operation::Discard, RequestFlags::NONE);
+    run(&*disk, Operation::Discard, DISCARDED, RequestFlags::NONE);
     flush(&*disk);
     assert_eq!(given_away(&*disk), 0);
     held.end();
@@ -79,10 +79,10 @@ fn a_cluster_that_is_discarded_twice_is_not_zeroed_once_it_is_somebody_elses() {
     let Some(images) = Images::new() else { return };
     let disk = disk(&images);
     let first = Held::new(&*disk, Operation::Read, READ);
-    run(&*disk, Operation::Discard, RequestFlags::NONE);
+    run(&*disk, Operation::Discard, DISCARDED, RequestFlags::NONE);
     Client::new(&*disk, 1).write(DISCARDED, &pattern(2, DISCARDED, CLUSTER));
     let second = Held::new(&*disk, Operation::Read, READ);
-    run(&*disk, Operation::Discard, RequestFlags::NONE);
+    run(&*disk, Operation::Discard, DISCARDED, RequestFlags::NONE);
     // Everything has ended that began before the first discard.
     first.end();
     flush(&*disk);
@@ -101,15 +101,38 @@ fn a_write_that_is_under_way_when_its_cluster_is_zeroed_again_lands_in_nobody_el
     for again in [RequestFlags::NONE, RequestFlags::MAY_UNMAP] {
         let disk = disk(&images);
         let first = Held::new(&*disk, Operation::Read, READ);
-        run(&*disk, Operation::Discard, RequestFlags::NONE);
+        run(&*disk, Operation::Discard, DISCARDED, RequestFlags::NONE);
         Client::new(&*disk, 1).write(DISCARDED, &pattern(2, DISCARDED, CLUSTER));
         let write = Held::new(&*disk, Operation::Write, DISCARDED);
-        run(&*disk, Operation::WriteZeroes, again);
+        run(&*disk, Operation::WriteZeroes, DISCARDED, again);
         first.end();
         flush(&*disk);
         let data = pattern(3, LATER, CLUSTER);
         Client::new(&*disk, 1).write(LATER, &data);
         write.end();
         assert!(Client::new(&*disk, 1).read(LATER, CLUSTER) == data, "{again:?}");
+    }
+}
+
+#[test]
+fn a_zeroed_cluster_that_a_write_is_under_way_to_is_not_moved_beside_its_neighbours() {
+    let Some(images) = Images::new() else { return };
+    for flags in [RequestFlags::NONE, RequestFlags::MAY_UNMAP] {
+        let disk = disk(&images);
+        Client::new(&*disk, 1).write(LATER, &pattern(1, LATER, CLUSTER));
+        run(&*disk, Operation::Discard, LATER, RequestFlags::NONE);
+        flush(&*disk);
+        assert_eq!(given_away(&*disk), 1);
+        let late = Held::new(&*disk, Operation::Write, READ);
+        run(&*disk, Operation::WriteZeroes, READ, flags);
+        // Both are zeroes now, and only the second has a place: they could have two new ones, one behind the other.
+        let neighbours = pattern(2, LATER, 2 * CLUSTER);
+        Client::new(&*disk, 1).write(LATER, &neighbours);
+        let elsewhere = 8 * CLUSTER as u64;
+        let data = pattern(3, elsewhere, 4 * CLUSTER);
+        Client::new(&*disk, 1).write(elsewhere, &data);
+        late.end();
+        assert!(Client::new(&*disk, 1).read(elsewhere, 4 * CLUSTER) == data, "{flags:?}");
+        assert!(Client::new(&*disk, 1).read(LATER, CLUSTER) == neighbours[..CLUSTER], "{flags:?}");
     }
 }

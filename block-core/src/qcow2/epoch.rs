@@ -1,6 +1,6 @@
 //! When no queue can have a request under way to a cluster any more.
 //!
-//! A cluster that the guest has discarded is given away only when every request that may have been sent to it has
+//! A cluster that has been zeroed is given away, or moved, only when every request that may have been sent to it has
 //! ended: one that came late would write into what is somebody else's by then. Each queue says in a [`Pin`] since when
 //! it has requests under way, as a number of the disk's clock; who takes a mapping out of the table winds the clock, and
 //! waits until no pin is older. Nothing here blocks, and a queue pays one fence when it stops being idle.

@@ -1,12 +1,12 @@
 //! What is done to an image by whoever holds its metadata: one thread at a time, which may block.
 
 use super::chain::{Content, Layer};
-use super::discarded::{Discarded, Waiting};
 use super::disk::Shared;
 use super::fault::Fault;
 use super::image::{Image, MapError, Run};
 use super::mailbox::{Answer, Job};
 use super::mapping::{Kind, Mapping, Table};
+use super::zeroed::{Fate, Waiting, Zeroed};
 use crate::file::CacheMode;
 use crate::file::transfer::Transfer;
 use crate::image_file::ImageFile;
@@ -31,7 +31,7 @@ pub(super) struct Metadata {
     data_end: u64,
     /// The end of what is in use of it.
     used_end: u64,
-    discarded: Waiting,
+    zeroed: Waiting,
     /// As much metadata as there may be in memory, of each layer.
     memory_limit: u64,
     cluster: Box<[u8]>,
@@ -57,7 +57,7 @@ impl Metadata {
             layers,
             data_end: 0,
             used_end: 0,
-            discarded: Waiting::default(),
+            zeroed: Waiting::default(),
             memory_limit,
             cluster: Box::default(),
         };
@@ -263,6 +263,9 @@ impl Metadata {
     /// Gives clusters that read as zeroes a place that does too.
     fn allocate(&mut self, shared: &Shared, cluster: u64, count: u64) -> io::Result<Mapping> {
         let bits = shared.cluster_bits;
+        // One by one they get the places back that they have; several get one behind the other, wherever they were.
+        let range = cluster << bits..(cluster + count) << bits;
+        let count = (self.zeroed.movable(&range, &shared.clock) >> bits).max(1);
         self.before_allocating(shared)?;
         // Whether it succeeds or not.
         shared.dirty.store(true, Ordering::SeqCst);
@@ -397,24 +400,27 @@ impl Metadata {
         let count = len.div_ceil(1 << bits);
         shared.table.correct(cluster, count, Mapping::ZERO);
         let range = cluster << bits..(cluster + count) << bits;
-        if may_unmap && shared.info.unmapped != crate::Unmapped::Ignored {
+        let fate = if may_unmap && shared.info.unmapped != crate::Unmapped::Ignored {
             let host = (mapping.kind() == Kind::Data).then_some(mapping.offset());
-            self.discarded.add(range, host, shared.clock.wind());
             shared.to_give_away.store(true, Ordering::Relaxed);
+            Fate::GivenAway { host }
         } else {
-            self.discarded.remove(&range);
-        }
+            self.zeroed.forget_passed(&shared.clock);
+            Fate::Stays
+        };
+        self.zeroed.add(range, fate, shared.clock.wind());
         Ok(count)
     }
 
     /// Gives away the clusters that nobody uses any more.
     pub fn give_away(&mut self, shared: &Shared) -> io::Result<()> {
-        if self.discarded.is_empty() || shared.writable().is_err() {
+        if !self.zeroed.any_to_give_away() || shared.writable().is_err() {
             return Ok(());
         }
-        let passed = self.discarded.take_passed(&shared.clock);
-        shared.to_give_away.store(!self.discarded.is_empty(), Ordering::Relaxed);
-        for Discarded { guest, host, .. } in passed {
+        let passed = self.zeroed.take_passed(&shared.clock);
+        shared.to_give_away.store(self.zeroed.any_to_give_away(), Ordering::Relaxed);
+        for Zeroed { guest, fate, .. } in passed {
+            let Fate::GivenAway { host } = fate else { continue };
             let mut at = guest.start;
             while at < guest.end {
                 self.trim(shared)?;

@@ -13,7 +13,8 @@
 //! metadata says. What a request meets, in order: `queue.rs` finds its clusters in the table of `mapping.rs` and sends it
 //! on; what is not there goes through `mailbox.rs` to a thread of `workers.rs`, which asks `metadata.rs`. That allocates,
 //! copies, zeroes and discards in `image.rs`, which is imago with `storage.rs` and `pages.rs` below it: what keeps the
-//! image consistent whenever the power goes is there. `epoch.rs` says when a discarded cluster may be used again;
+//! image consistent whenever the power goes is there. `epoch.rs` says when nothing is under way any
+//! more to a cluster that has been zeroed, and `zeroed.rs` which are waiting for that;
 //! `fault.rs` what of all this tests can break. `chain.rs` opens the layers, by the rules of `backing_chain.rs`.
 //!
 //! What is on the medium is read by [`layout`], and by nothing else of ours; [`offline`] checks and repairs images, and has
@@ -25,7 +26,6 @@
 
 pub(crate) mod backing_chain;
 mod chain;
-mod discarded;
 mod disk;
 mod epoch;
 mod fault;
@@ -40,6 +40,7 @@ mod pages;
 mod queue;
 mod storage;
 mod workers;
+mod zeroed;
 
 pub use disk::Qcow2Disk;
 #[cfg(feature = "contract")]
