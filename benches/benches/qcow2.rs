@@ -122,6 +122,10 @@ impl ImageFile for Nothing {
     fn identity(&self) -> io::Result<(u64, u64)> {
         Ok((0, 0))
     }
+
+    fn identity_of(&self, _path: &Path) -> io::Result<(u64, u64)> {
+        Err(io::ErrorKind::NotFound.into())
+    }
 }
 
 fn open(name: &str) -> Arc<dyn Disk> {

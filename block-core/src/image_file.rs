@@ -70,4 +70,11 @@ pub trait ImageFile: Disk {
     ///
     /// What the host said.
     fn identity(&self) -> io::Result<(u64, u64)>;
+
+    /// The same of another file, which [`ImageFile::open_beside`] would open: without opening it.
+    ///
+    /// # Errors
+    ///
+    /// What the host said.
+    fn identity_of(&self, path: &Path) -> io::Result<(u64, u64)>;
 }

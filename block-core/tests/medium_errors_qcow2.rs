@@ -7,9 +7,9 @@ use block_core::contract::durability::{ENGINES, Mode, Workload, seeds, writing_h
 use block_core::contract::{Client, Memory, Random, pattern};
 use block_core::file::simulated::{Asked, SimulatedFile, Verdict, once};
 use block_core::{Disk, Operation, RequestFlags, RequestResult};
-use images::simulated::{Case, Shapes, examine, open};
+use images::simulated::{Case, EXTERNAL, Shapes, examine, open};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// What fails.
 #[derive(Clone, Copy, Debug)]
@@ -56,14 +56,13 @@ fn whatever_call_fails_the_request_does_and_nothing_is_lost_that_was_promised() 
         let Case { shape, file, workload, .. } = &case;
         let workload = Workload { goes_on: true, ..workload.clone() };
         let disk = open(file, &mode.to_string()).unwrap();
-        let mut number = 0;
-        file.hook(move |asked| {
-            let this = number;
-            number += u64::from(call.is(asked));
-            if call.is(asked) && (first..=last).contains(&this) {
-                Verdict::Fail(errno)
-            } else {
-                Verdict::Done
+        let number = Arc::new(AtomicU64::new(0));
+        case.hook(|| {
+            let number = number.clone();
+            move |asked| {
+                let fails =
+                    call.is(asked) && (first..=last).contains(&number.fetch_add(1, Ordering::Relaxed));
+                if fails { Verdict::Fail(errno) } else { Verdict::Done }
             }
         });
         let history = workload.run(&disk, &|| file.now());
@@ -134,6 +133,28 @@ fn after_a_failed_fdatasync_writing_fails_until_the_disk_is_opened_again() {
     // Of an image whose metadata has changed, and of one of which only the data has.
     for offset in [131_072, 0] {
         a_failed_flush_ends_writing(&["writeback", "none"], Call::Sync, offset);
+    }
+}
+
+#[test]
+fn after_a_failed_fdatasync_of_the_data_file_writing_fails_too() {
+    let Some(shapes) = Shapes::new() else { return };
+    // New metadata, and only data.
+    for (mode, offset) in Mode::each(&["writeback", "none"]).flat_map(|mode| [(mode, 131_072), (mode, 0)]) {
+        eprintln!("{mode}, a write to {offset}");
+        let case = shapes.case(EXTERNAL, 1);
+        let disk = open(&case.file, &mode.to_string()).unwrap();
+        let mut client = Client::new(&disk, 4);
+        assert_eq!(write(&mut client, 0, RequestFlags::NONE), Ok(()));
+        assert_eq!(flush(&mut client), Ok(()));
+        assert_eq!(write(&mut client, offset, RequestFlags::NONE), Ok(()));
+        let data = case.data.as_ref().unwrap();
+        data.hook(once(|asked| *asked == Asked::Sync, Verdict::Fail(libc::EIO)));
+        assert_eq!(flush(&mut client), Err(libc::EIO));
+        writing_has_ended(&disk, &mut client, libc::EIO);
+        drop(client);
+        drop(disk);
+        assert!(examine(case.contents()).unwrap()[..8192] == pattern(1, 0, 8192));
     }
 }
 

@@ -4,6 +4,7 @@ use super::FileDisk;
 use super::blocking::{Job, Workplace};
 use super::bounce::BounceBuffer;
 use super::cache_mode::CacheMode;
+use super::medium::Medium;
 use super::open::{Content, FileOptions};
 use super::open_file::Kind;
 use super::transfer::Transfer;
@@ -106,7 +107,18 @@ impl ImageFile for FileDisk {
             read_only,
             discard: self.file.discard,
         };
-        Ok(Arc::new(Self::open_with(options)?))
+        match &self.file.medium {
+            Medium::Host(_) => Ok(Arc::new(Self::open_with(options)?)),
+            #[cfg(feature = "contract")]
+            Medium::Simulated(file) => match file.named(path) {
+                Ok(file) => Ok(Arc::new(file.open_with(options))),
+                Err(errno) => Err(OpenError::Host {
+                    location: path.display().to_string(),
+                    action: "cannot open",
+                    source: io::Error::from_raw_os_error(errno),
+                }),
+            },
+        }
     }
 
     fn failed(&self) -> Option<i32> {
@@ -123,5 +135,9 @@ impl ImageFile for FileDisk {
 
     fn identity(&self) -> io::Result<(u64, u64)> {
         self.file.medium.identity().map_err(io::Error::from_raw_os_error)
+    }
+
+    fn identity_of(&self, path: &Path) -> io::Result<(u64, u64)> {
+        self.file.medium.identity_of(path).map_err(io::Error::from_raw_os_error)
     }
 }

@@ -8,7 +8,8 @@ use super::open_file::last_errno;
 use super::simulated::Descriptor;
 use crate::request::Segment;
 use rustix::fd::{AsRawFd, OwnedFd};
-use rustix::fs::{FallocateFlags, SeekFrom, fstat, ftruncate, seek};
+use rustix::fs::{FallocateFlags, SeekFrom, fstat, ftruncate, seek, stat};
+use std::path::Path;
 
 /// `BLKDISCARD` of Linux's `include/uapi/linux/fs.h`: `_IO(0x12, 119)`, an array of start and length.
 const BLKDISCARD: libc::c_ulong = 0x1277;
@@ -131,6 +132,17 @@ impl Medium {
             }
             #[cfg(feature = "contract")]
             Self::Simulated(file) => Ok(file.identity()),
+        }
+    }
+
+    /// The same of the file that has this name where this one is. Fails with an errno.
+    pub fn identity_of(&self, path: &Path) -> Result<(u64, u64), i32> {
+        match self {
+            Self::Host(_) => {
+                stat(path).map(|stat| (stat.st_dev, stat.st_ino)).map_err(|errno| errno.raw_os_error())
+            }
+            #[cfg(feature = "contract")]
+            Self::Simulated(file) => file.identity_of(path),
         }
     }
 }

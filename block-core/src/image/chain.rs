@@ -169,6 +169,11 @@ impl ChainFile for OpenedFile {
         Ok((metadata.dev(), metadata.ino()))
     }
 
+    fn identity_of(&self, path: &Path) -> io::Result<Identity> {
+        let metadata = std::fs::metadata(path)?;
+        Ok((metadata.dev(), metadata.ino()))
+    }
+
     fn start(&self, length: usize) -> io::Result<Vec<u8>> {
         read_up_to(&self.file, length)
     }

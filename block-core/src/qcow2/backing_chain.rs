@@ -15,7 +15,6 @@ use super::layout::{Header, LayoutError};
 use crate::format::{self, Format, QCOW2_MAGIC};
 use std::fmt::Display;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Most images of a chain: more than anybody has, and few enough to hold open.
@@ -43,6 +42,9 @@ pub(crate) trait ChainFile: Sized {
 
     /// What tells it from other files.
     fn identity(&self) -> io::Result<Identity>;
+
+    /// The same of another file, before that is opened.
+    fn identity_of(&self, path: &Path) -> io::Result<Identity>;
 
     /// Its first `length` bytes, or as many as it has.
     fn start(&self, length: usize) -> io::Result<Vec<u8>>;
@@ -106,7 +108,7 @@ pub(crate) fn open<F: ChainFile>(
             let reason = format_args!("is one too many: {MAX_LAYERS} images are a chain at most");
             return Err(ChainError::refused(&backing.path, reason).into());
         }
-        if let Some(need) = files.need_of(&backing.path)? {
+        if let Some(need) = files.need_of(&last.file, &backing.path)? {
             let reason = match need {
                 Need::Backing => "is its own backing file, directly or through others",
                 Need::Data => "is a data file of the same chain, and cannot be a backing file too",
@@ -158,11 +160,10 @@ pub(crate) fn resolve(image: &Path, what: &str, name: &str) -> Result<PathBuf, C
 struct Files(Vec<(Identity, Need)>);
 
 impl Files {
-    /// What the file of this name is needed for already. To be asked before it is opened: a reader's own lock would be
-    /// in the way, and say something else.
-    fn need_of(&self, path: &Path) -> Result<Option<Need>, ChainError> {
-        let metadata = std::fs::metadata(path).map_err(ChainError::host(path, "cannot open"))?;
-        let wanted = (metadata.dev(), metadata.ino());
+    /// What the file of this name, that `image` needs, is needed for already. To be asked before it is opened: a reader's
+    /// own lock would be in the way, and say something else.
+    fn need_of<F: ChainFile>(&self, image: &F, path: &Path) -> Result<Option<Need>, ChainError> {
+        let wanted = image.identity_of(path).map_err(ChainError::host(path, "cannot open"))?;
         Ok(self.0.iter().find(|(identity, _)| *identity == wanted).map(|(_, need)| *need))
     }
 
@@ -203,7 +204,7 @@ fn open_data_file<F: ChainFile>(file: &F, header: &Header, files: &mut Files) ->
         return Err(ChainError::refused(file.path(), reason).into());
     };
     let path = resolve(file.path(), "data file", name)?;
-    if files.need_of(&path)?.is_some() {
+    if files.need_of(file, &path)?.is_some() {
         let reason = format_args!("its data file is {}, which its chain has already", path.display());
         return Err(ChainError::refused(file.path(), reason).into());
     }

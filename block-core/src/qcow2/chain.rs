@@ -37,6 +37,10 @@ impl ChainFile for Arc<dyn ImageFile> {
         (**self).identity()
     }
 
+    fn identity_of(&self, path: &Path) -> io::Result<(u64, u64)> {
+        (**self).identity_of(path)
+    }
+
     fn start(&self, length: usize) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; self.size()?.min(length as u64) as usize];
         self.read_at(0, &mut bytes)?;

@@ -42,6 +42,10 @@ pub enum Fault {
     FuaIgnored,
     /// A flush makes the file durable before it writes the metadata there, and not after it.
     MetadataAfterFile,
+    /// An external data file is made durable after the metadata that says what is in it, and not before.
+    MetadataBeforeDataFile,
+    /// An external data file is not made durable with the metadata.
+    DataFileForgotten,
     /// Nothing is made durable before this step begins.
     NoBarrierBefore(Step),
     /// The last step comes first, and so on.

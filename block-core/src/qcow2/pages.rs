@@ -294,13 +294,21 @@ impl Pages {
     /// The caller lets nobody change the image until it returns. After an error, what has not been written is still
     /// here, and the medium still consistent.
     pub fn write_back(&self, data_file: &dyn ImageFile, durable: bool) -> io::Result<()> {
+        let external = durable && !self.same_file(data_file) && !self.faults.has(Fault::DataFileForgotten);
+        let too_late = self.faults.has(Fault::MetadataBeforeDataFile);
+        if external && !too_late {
+            data_file.flush()?;
+        }
+        self.write_dirty(durable)?;
+        if external && too_late { data_file.flush() } else { Ok(()) }
+    }
+
+    /// Writes everything to the file, in order; with `durable` it is on the medium when this returns.
+    fn write_dirty(&self, durable: bool) -> io::Result<()> {
         let mut guard = locked(&self.state);
         let state = &mut *guard;
         let file_first = self.faults.has(Fault::MetadataAfterFile);
         let barrier = |file: &dyn ImageFile| if durable && !file_first { file.flush() } else { Ok(()) };
-        if !self.same_file(data_file) {
-            barrier(data_file)?;
-        }
         if state.dirty.is_empty() {
             self.freed.store(false, Ordering::Relaxed);
             return barrier(&*self.file);

@@ -6,6 +6,7 @@ use crate::file::alignment::Alignment;
 use crate::request::Segment;
 use crate::segments::{gather, scatter};
 use rustix::fs::FallocateFlags;
+use std::path::Path;
 
 /// A simulated file as a descriptor has it open.
 #[derive(Clone)]
@@ -139,5 +140,14 @@ impl Descriptor {
     /// No file of the host has device 0.
     pub(in crate::file) fn identity(&self) -> (u64, u64) {
         (0, self.file.address())
+    }
+
+    /// Another file of its medium. Fails with an errno.
+    pub(in crate::file) fn named(&self, path: &Path) -> Result<SimulatedFile, i32> {
+        self.file.named(path).ok_or(libc::ENOENT)
+    }
+
+    pub(in crate::file) fn identity_of(&self, path: &Path) -> Result<(u64, u64), i32> {
+        self.named(path).map(|file| (0, file.address()))
     }
 }

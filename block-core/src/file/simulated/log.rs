@@ -4,6 +4,7 @@ use super::SECTOR;
 use super::contents::Contents;
 use crate::contract::Random;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What a simulated file is asked to do. Ranges in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +89,10 @@ pub(super) struct Log {
     /// What the file held in the beginning, durably.
     initial: Contents,
     operations: Vec<Operation>,
-    events: Vec<Event>,
+    /// Each with the moment at which it happened.
+    events: Vec<(u64, Event)>,
+    /// How many moments there have been: one for each event, of whichever file of the medium.
+    clock: Arc<AtomicU64>,
     /// What it holds now, as its users see it.
     cache: Contents,
     hook: Hook,
@@ -96,11 +100,12 @@ pub(super) struct Log {
 }
 
 impl Log {
-    pub fn new(contents: Contents, seed: u64) -> Self {
+    pub fn new(contents: Contents, seed: u64, clock: Arc<AtomicU64>) -> Self {
         Self {
             initial: contents.clone(),
             operations: Vec::new(),
             events: Vec::new(),
+            clock,
             cache: contents,
             hook: Box::new(|_| Verdict::Done),
             random: Random::new(seed),
@@ -112,7 +117,11 @@ impl Log {
     }
 
     pub fn now(&self) -> u64 {
-        self.events.len() as u64
+        self.clock.load(Ordering::SeqCst)
+    }
+
+    fn happens(&mut self, event: Event) {
+        self.events.push((self.clock.fetch_add(1, Ordering::SeqCst), event));
     }
 
     pub fn contents(&self) -> &Contents {
@@ -124,7 +133,7 @@ impl Log {
     }
 
     /// What a [`super::PowerCut`] works with.
-    pub fn record(&self) -> (Contents, Vec<Operation>, Vec<Event>) {
+    pub fn record(&self) -> (Contents, Vec<Operation>, Vec<(u64, Event)>) {
         (self.initial.clone(), self.operations.clone(), self.events.clone())
     }
 
@@ -138,7 +147,7 @@ impl Log {
         let verdict = self.judge(asked);
         self.operations.push(Operation { asked, verdict, data: Arc::new([]) });
         let id = self.operations.len() - 1;
-        self.events.push(Event::Issued(id));
+        self.happens(Event::Issued(id));
         id
     }
 
@@ -162,12 +171,12 @@ impl Log {
             Asked::SetLen(len) => self.cache.set_len(len as usize),
             Asked::Sync | Asked::Read { .. } => {}
         }
-        self.events.push(Event::Applied(id));
+        self.happens(Event::Applied(id));
     }
 
     /// Its user is told: how many bytes, or an errno.
     pub fn complete(&mut self, id: OperationId) -> Result<usize, i32> {
-        self.events.push(Event::Completed(id));
+        self.happens(Event::Completed(id));
         let Operation { verdict, data, .. } = &self.operations[id];
         match *verdict {
             Verdict::Fail(errno) => Err(errno),

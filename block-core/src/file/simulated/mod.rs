@@ -22,11 +22,15 @@
 //! what is not. [`moody`] is a medium that no disk's user may notice. Lies are for checking the checkers: a disk on a
 //! medium that ignores fdatasync loses what one loses that never sends it.
 //!
+//! Several files can be on one medium, which has one clock ([`SimulatedFile::beside`]): an image finds its data file by
+//! its name, and the power fails for both at the same moment.
+//!
 //! Where to start reading: `log.rs`, then `power_cut.rs`. Workloads and what a disk has promised of them are in
 //! [`crate::contract::durability`].
 
 mod calls;
 mod contents;
+mod folder;
 mod log;
 mod moody;
 mod power_cut;
@@ -49,7 +53,9 @@ use super::pool::Pool;
 use crate::disk::{DiskInfo, Unmapped};
 use crate::registry::OpenError;
 use crate::spec::DiskSpec;
+use folder::Folder;
 use log::Log;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Bytes that a medium writes as a whole or not at all.
@@ -62,14 +68,37 @@ const REQUEST_ALIGNMENT: u32 = 4096;
 /// What `O_DIRECT` asks of memory.
 const MEMORY_ALIGNMENT: u32 = 512;
 
+/// The name of the first file on a medium.
+const NAME: &str = "simulated";
+
 /// A simulated file. Clones are the same file.
 #[derive(Clone)]
-pub struct SimulatedFile(Arc<Mutex<Log>>);
+pub struct SimulatedFile {
+    log: Arc<Mutex<Log>>,
+    /// The files on its medium.
+    folder: Arc<Folder>,
+}
 
 impl SimulatedFile {
     /// A file that holds `contents`, durably. `seed` decides the order of what rings do.
     pub fn new(contents: impl Into<Contents>, seed: u64) -> Self {
-        Self(Arc::new(Mutex::new(Log::new(contents.into(), seed))))
+        Self::in_folder(Arc::default(), NAME, contents.into(), seed)
+    }
+
+    /// Another file on the same medium: the one that an image in this one means by `name`.
+    pub fn beside(&self, name: &str, contents: impl Into<Contents>, seed: u64) -> Self {
+        Self::in_folder(self.folder.clone(), name, contents.into(), seed)
+    }
+
+    fn in_folder(folder: Arc<Folder>, name: &str, contents: Contents, seed: u64) -> Self {
+        let log = Arc::new(Mutex::new(Log::new(contents, seed, folder.clock())));
+        folder.add(name, log.clone());
+        Self { log, folder }
+    }
+
+    /// The file on its medium that has this name.
+    fn named(&self, path: &Path) -> Option<Self> {
+        Some(Self { log: self.folder.find(path)?, folder: self.folder.clone() })
     }
 
     /// Opens it as a raw disk. `options` are those of a file, as in `cache=none,aio=io_uring`; `aio=auto` is io_uring.
@@ -94,10 +123,10 @@ impl SimulatedFile {
     }
 
     fn spec(&self, options: &str) -> Result<DiskSpec, OpenError> {
-        Ok(format!("simulated,{options}").parse()?)
+        Ok(format!("{NAME},{options}").parse()?)
     }
 
-    fn open_with(&self, options: FileOptions) -> FileDisk {
+    pub(super) fn open_with(&self, options: FileOptions) -> FileDisk {
         let direct = options.cache.direct();
         let alignment = if direct {
             Alignment { request: REQUEST_ALIGNMENT, memory: MEMORY_ALIGNMENT }
@@ -134,7 +163,7 @@ impl SimulatedFile {
         self.log().set_hook(Box::new(hook));
     }
 
-    /// The moment: how many entries the log has.
+    /// The moment: how many entries the logs of its medium's files have.
     pub fn now(&self) -> u64 {
         self.log().now()
     }
@@ -150,10 +179,10 @@ impl SimulatedFile {
     }
 
     fn address(&self) -> u64 {
-        Arc::as_ptr(&self.0).addr() as u64
+        Arc::as_ptr(&self.log).addr() as u64
     }
 
     fn log(&self) -> MutexGuard<'_, Log> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -12,9 +12,10 @@ type Sector = [u8; SECTOR];
 /// Goes through the log of a simulated file and gives, at any moment, something that its medium may hold.
 pub struct PowerCut {
     operations: Vec<Operation>,
-    events: Vec<Event>,
+    events: Vec<(u64, Event)>,
     /// Events before this one have happened.
     at: usize,
+    end: u64,
     /// As the users see the file at this moment.
     cache: Contents,
     /// What is surely on the medium, or has been and was overwritten by something that may be.
@@ -48,6 +49,7 @@ impl PowerCut {
             operations,
             events,
             at: 0,
+            end: log.now(),
             cache: initial.clone(),
             durable: initial,
             sectors: BTreeMap::new(),
@@ -59,7 +61,7 @@ impl PowerCut {
 
     /// The last moment.
     pub fn end(&self) -> u64 {
-        self.events.len() as u64
+        self.end
     }
 
     /// The moments just before an `fdatasync` was reported done that had something like this to make durable: those with
@@ -67,8 +69,8 @@ impl PowerCut {
     pub fn syncs(&self, wanted: impl Fn(&Asked) -> bool) -> Vec<u64> {
         let mut moments = Vec::new();
         let mut pending = false;
-        for (moment, event) in (0..).zip(&self.events) {
-            let (Event::Issued(id) | Event::Applied(id) | Event::Completed(id)) = *event;
+        for &(moment, event) in &self.events {
+            let (Event::Issued(id) | Event::Applied(id) | Event::Completed(id)) = event;
             let asked = &self.operations[id].asked;
             match event {
                 Event::Applied(_) => pending |= wanted(asked),
@@ -83,9 +85,10 @@ impl PowerCut {
 
     /// Goes on to a later moment: events before it, counted as [`super::SimulatedFile::now`] does, have happened.
     pub fn advance(&mut self, to: u64) {
-        let to = (to.min(self.end())) as usize;
-        while self.at < to {
-            match self.events[self.at] {
+        while let Some(&(moment, event)) = self.events.get(self.at)
+            && moment < to
+        {
+            match event {
                 Event::Issued(id) if self.operations[id].asked == Asked::Sync => {
                     self.syncs.insert(id, self.uncovered.iter().copied().collect());
                 }
