@@ -10,8 +10,8 @@
 //! and those of the file that it is in: `cache=`, `aio=`, `readonly=`, `discard=` (see [`mod@crate::file`]).
 //!
 //! The image's metadata is imago's; the guest's data goes through the queues of the file, at the offset that the
-//! metadata says. What a request meets, in order: `queue.rs` finds its clusters in the table of `mapping.rs` and sends it
-//! on; what is not there goes through `mailbox.rs` to a thread of `workers.rs`, which asks `metadata.rs`. That allocates,
+//! metadata says. What a request meets, in order: `queue` finds its clusters in the table of `mapping.rs` and sends it
+//! on; what is not there goes through `mailbox.rs` to a thread of `workers.rs`, which asks `metadata`. That allocates,
 //! copies, zeroes and discards in `image.rs`, which is imago with `storage.rs` and `pages.rs` below it: what keeps the
 //! image consistent whenever the power goes is there. `epoch.rs` says when nothing is under way any
 //! more to a cluster that has been zeroed, and `zeroed.rs` which are waiting for that;
