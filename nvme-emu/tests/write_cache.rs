@@ -3,10 +3,11 @@
 
 mod host;
 
-use block_core::{Operation, RequestError, RequestFlags};
+use block_core::{Operation, RequestError, RequestFlags, RequestResult};
 use host::gate_disk::{GateDisk, Taken};
-use host::{Host, disk};
+use host::{Host, disk, subsystem};
 use nvme_emu::pci::Call;
+use nvme_emu::{ControllerOptions, Engine, EngineOptions};
 use nvme_spec::nvm_command::{DatasetManagement, DatasetManagementRange, ReadWrite, WriteZeroes};
 use nvme_spec::{AdminOpcode, NvmOpcode, Status, SubmissionQueueEntry};
 use std::sync::Arc;
@@ -59,6 +60,15 @@ fn fua_of(host: &mut Host, gate: &GateDisk, sqe: SubmissionQueueEntry) -> bool {
     gate.release(Ok(()));
     assert_eq!(host.completion(1).status(), Status::SUCCESS);
     fua
+}
+
+/// Ends flushes until no more come: a command may be content with another one's, or not.
+fn release_flushes(gate: &GateDisk, result: RequestResult) {
+    while !gate.waiting().is_empty() {
+        assert!(gate.waiting().iter().all(|taken| taken.operation == Operation::Flush));
+        gate.release(result);
+        std::thread::sleep(SOON);
+    }
 }
 
 /// Switches the cache off with nothing in flight.
@@ -116,6 +126,92 @@ fn switching_it_off_waits_for_writes_in_flight_then_flushes_them() {
     assert!(host.poll(0).is_none(), "it is not flushed yet");
     gate.release(Ok(()));
     assert_eq!(host.completion(0).status(), Status::SUCCESS);
+}
+
+#[test]
+fn switched_off_twice_quickly_neither_completes_before_what_was_in_flight_is_durable() {
+    let (mut host, gate, page) = gated();
+    host.submit(1, write(page, false));
+    one(&host, &gate);
+    host.submit(0, set_cache(false));
+    host.submit(0, set_cache(false));
+    std::thread::sleep(SOON);
+    assert_eq!(gate.waiting().len(), 1, "a flush now would not cover the write");
+    gate.release(Ok(()));
+    assert_eq!(host.completion(1).status(), Status::SUCCESS);
+    host.wait("a flush", |_| !gate.waiting().is_empty());
+    std::thread::sleep(SOON);
+    assert!(host.poll(0).is_none(), "it is not flushed yet");
+    release_flushes(&gate, Ok(()));
+    assert_eq!(host.completion(0).status(), Status::SUCCESS);
+    assert_eq!(host.completion(0).status(), Status::SUCCESS);
+    assert!(fua_of(&mut host, &gate, write(page, false)));
+}
+
+#[test]
+fn of_two_at_once_both_fail_if_the_flush_does() {
+    let (mut host, gate, _) = gated();
+    host.submit(0, set_cache(false));
+    host.submit(0, set_cache(false));
+    host.wait("a flush", |_| !gate.waiting().is_empty());
+    std::thread::sleep(SOON);
+    release_flushes(&gate, Err(RequestError { errno: libc::EIO, offset: 0, len: 0 }));
+    assert_eq!(host.completion(0).status().code(), Status::WRITE_FAULT);
+    assert_eq!(host.completion(0).status().code(), Status::WRITE_FAULT);
+    switch_off(&mut host, &gate);
+}
+
+#[test]
+fn switched_off_on_and_off_again_it_waits_for_what_came_in_between() {
+    let (mut host, gate, page) = gated();
+    host.submit(0, set_cache(false));
+    assert_eq!(one(&host, &gate).operation, Operation::Flush);
+    assert_eq!(host.status(0, set_cache(true)), Status::SUCCESS);
+    host.submit(1, write(page, false));
+    host.wait("the write", |_| gate.waiting().len() == 2);
+    assert!(!gate.waiting()[1].flags.contains(RequestFlags::FUA));
+    host.submit(0, set_cache(false));
+    std::thread::sleep(SOON);
+    assert_eq!(gate.waiting().len(), 2, "a flush now would not cover the write");
+    gate.release(Ok(()));
+    assert_eq!(host.completion(1).status(), Status::SUCCESS);
+    assert_eq!(host.completion(0).status(), Status::SUCCESS, "the first");
+    assert_eq!(one(&host, &gate).operation, Operation::Flush);
+    assert!(host.poll(0).is_none(), "it is not flushed yet");
+    gate.release(Ok(()));
+    assert_eq!(host.completion(0).status(), Status::SUCCESS);
+    assert!(fua_of(&mut host, &gate, write(page, false)));
+}
+
+#[test]
+fn two_controllers_of_a_disk_that_switch_it_off_at_once_flush_it_each_for_itself() {
+    let gate = GateDisk::new(64);
+    let engine = Engine::start(EngineOptions::default()).unwrap();
+    let subsystem = subsystem(vec![gate.clone()]);
+    let mut hosts = [(); 2].map(|()| {
+        let mut host = Host::on(engine.add_controller(&subsystem, &ControllerOptions::default()).unwrap());
+        host.enable();
+        host.create_queue(1);
+        host
+    });
+    let page = hosts[0].pages(1);
+    hosts[0].submit(1, write(page, false));
+    one(&hosts[0], &gate);
+    hosts.iter_mut().for_each(|host| {
+        host.submit(0, set_cache(false));
+    });
+    let [first, second] = &mut hosts;
+    second.wait("the second's flush", |_| gate.waiting().len() == 2);
+    std::thread::sleep(SOON);
+    assert_eq!(gate.waiting().len(), 2, "a flush of the first would not cover its write");
+    gate.release(Ok(()));
+    assert_eq!(second.completion(0).status(), Status::SUCCESS);
+    assert_eq!(first.completion(1).status(), Status::SUCCESS);
+    assert_eq!(one(first, &gate).operation, Operation::Flush, "the second's flush did not cover it");
+    std::thread::sleep(SOON);
+    assert!(first.poll(0).is_none(), "it is not flushed yet");
+    gate.release(Ok(()));
+    assert_eq!(first.completion(0).status(), Status::SUCCESS);
 }
 
 #[test]

@@ -84,7 +84,10 @@ impl Control {
                 complete(control, Ok(()));
             }
         });
-        self.ask_all(index, || ShardRequest::Tuning(tuning.clone()), then);
+        // Writes from before are not durable when they complete. A command that has switched the cache off before this one
+        // may still be waiting for them.
+        let settle = emptying.is_some();
+        self.ask_all(index, || ShardRequest::Tuning { tuning: tuning.clone(), settle }, then);
     }
 
     /// Ends a command of the admin queue that the core executed itself.

@@ -50,8 +50,11 @@ pub(crate) enum ShardRequest {
         doorbells: u64,
         event_indexes: u64,
     },
-    /// Features have changed. If the write cache was switched off, done when nothing from before is in flight.
-    Tuning(Tuning),
+    /// Features have changed. With `settle`, done when nothing from before is in flight.
+    Tuning {
+        tuning: Tuning,
+        settle: bool,
+    },
     /// An admin command has completed.
     CompleteAdmin {
         cid: u16,

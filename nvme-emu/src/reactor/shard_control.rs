@@ -61,11 +61,9 @@ impl Shard {
                 self.shadow = Some((doorbells, event_indexes));
                 self.use_shadows();
             }
-            ShardRequest::Tuning(tuning) => {
-                let cache_switched_off = self.context.write_cache && !tuning.write_cache;
+            ShardRequest::Tuning { tuning, settle } => {
                 self.tune(tuning);
-                if cache_switched_off {
-                    // Writes from before are not durable when they complete.
+                if settle {
                     self.epoch = self.epoch.wrapping_add(1);
                     return self.wait(ticket, Until::Ended { before: self.epoch });
                 }
@@ -92,6 +90,9 @@ impl Shard {
     /// Acknowledges what has been waited for long enough.
     #[cold]
     pub(super) fn acknowledge(&mut self) {
+        // Whoever waits for flushes waits for the same ones.
+        let flushed = self.flushes == 0 && self.flushes_left.is_empty();
+        let flush_result = if flushed { self.flush_failed.take().map_or(Ok(()), Err) } else { Ok(()) };
         for waiting in std::mem::take(&mut self.waiting) {
             let over = match waiting.until {
                 Until::Drained => self.in_flight == 0,
@@ -100,7 +101,7 @@ impl Shard {
                 }
                 Until::RegionsQuiet { removed, epoch } => !self.touches(removed, epoch),
                 Until::Ended { before } => !self.has_older(before),
-                Until::Flushed => self.flushes == 0 && self.flushes_left.is_empty(),
+                Until::Flushed => flushed,
             };
             if !over {
                 self.waiting.push(waiting);
@@ -110,7 +111,7 @@ impl Shard {
             match waiting.until {
                 Until::Drained => self.reset(),
                 Until::QueueQuiet(index) => drop(self.sqs.get_mut(index).and_then(Option::take)),
-                Until::Flushed => result = self.flush_failed.take().map_or(Ok(()), Err),
+                Until::Flushed => result = flush_result,
                 Until::RegionsQuiet { .. } | Until::Ended { .. } => {}
             }
             self.shared.tell(Event::Done(waiting.ticket, result));
