@@ -1,43 +1,22 @@
 //! `ringpair identify`: what a controller says about itself and its namespaces.
 
-use crate::controller::Opened;
-use crate::failure::OutputClosed;
+use crate::query::Query;
 use crate::target::Target;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use nvme_spec::identify::{IdentifyController, NamespaceIdentifier};
-use nvme_vfio::{Controller, Options};
+use nvme_vfio::Controller;
 use serde::Serialize;
 use std::fmt;
-use std::io::Write as _;
 use uuid::Uuid;
-
-/// Options of `ringpair identify`.
-#[derive(clap::Args)]
-pub struct Arguments {
-    /// nvme://BDF[/NSID], vfio-user:SOCKET[/NSID], or a DISK, for which a controller is started in this process
-    #[arg(value_name = "TARGET")]
-    target: Target,
-    /// Print one object instead of text
-    #[arg(long)]
-    json: bool,
-}
 
 /// Prints it.
 ///
 /// # Errors
 ///
 /// The target cannot be reached.
-pub fn run(arguments: &Arguments) -> Result<()> {
-    let opened = Opened::target(&arguments.target, Options::default())?;
-    let description = Description::of(&arguments.target, &opened.controller)?;
-    opened.close()?;
-    let mut out = std::io::stdout().lock();
-    let written = if arguments.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&description)?)
-    } else {
-        write!(out, "{description}")
-    };
-    written.context(OutputClosed)
+pub fn run(query: &Query) -> Result<()> {
+    let description = query.ask(|controller| Description::of(&query.target, controller))?;
+    query.print(&description, description.to_string().trim_end())
 }
 
 #[derive(Serialize)]
@@ -212,10 +191,8 @@ mod tests {
 
     #[test]
     fn a_disk_is_identified_by_a_controller_in_this_process() {
-        let target: Target = "null:1G,block-size=4096".parse().unwrap();
-        let opened = Opened::target(&target, Options::default()).unwrap();
-        let description = Description::of(&target, &opened.controller).unwrap();
-        opened.close().unwrap();
+        let query = Query::to("null:1G,block-size=4096");
+        let description = query.ask(|controller| Description::of(&query.target, controller)).unwrap();
         assert_eq!(description.namespaces.len(), 1);
         assert_eq!(description.namespaces[0].block_size, 4096);
         assert_eq!(description.namespaces[0].capacity, 1 << 30);

@@ -13,6 +13,7 @@ mod identify;
 mod img;
 mod io;
 mod nvme;
+mod query;
 mod serve;
 mod target;
 
@@ -39,7 +40,7 @@ enum Command {
     /// Measure disks and servers, and hold them against what the machine can do.
     Bench(bench::Arguments),
     /// Show a controller and its namespaces.
-    Identify(identify::Arguments),
+    Identify(query::Query),
     /// Read, write, verify, flush, discard, compare: one command at a time.
     Io(io::Arguments),
     /// Make, look at, check, copy and change images, as qemu-img does
@@ -59,7 +60,7 @@ fn main() -> ExitCode {
     let done = match arguments.command {
         Command::Serve(arguments) => serve::run(arguments),
         Command::Bench(arguments) => bench::run(arguments),
-        Command::Identify(arguments) => identify::run(&arguments),
+        Command::Identify(query) => identify::run(&query),
         Command::Io(arguments) => io::run(&arguments),
         Command::Img(command) => img::run(&command),
         Command::Nvme(command) => nvme::run(&command),

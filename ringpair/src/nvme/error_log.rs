@@ -4,47 +4,29 @@
 //! show what went wrong since then. How many errors there have ever been is in the SMART log page.
 
 use super::log_page;
-use crate::controller::Opened;
-use crate::target::Target;
+use crate::query::Query;
 use anyhow::Result;
 use nvme_spec::log_page::{ErrorInformation, ParameterErrorLocation, lid};
-use nvme_vfio::{Controller, Options};
+use nvme_vfio::Controller;
 use serde::Serialize;
 use std::fmt;
 use zerocopy::{FromZeros as _, IntoBytes as _};
-
-/// Options of `ringpair nvme error-log`.
-#[derive(clap::Args)]
-pub struct Arguments {
-    /// BDF or nvme://BDF, vfio-user:SOCKET, or a DISK, for which a controller is started in this process
-    #[arg(value_name = "TARGET")]
-    target: Target,
-    /// Print an array of objects instead of text
-    #[arg(long)]
-    json: bool,
-}
 
 /// Prints it.
 ///
 /// # Errors
 ///
 /// The target cannot be reached, or does not have the log page.
-pub fn run(arguments: &Arguments) -> Result<()> {
-    let opened = Opened::target(&arguments.target, Options::default())?;
-    let entries = entries(&opened.controller);
-    let closed = opened.close();
-    let entries = entries.and_then(|entries| closed.map(|()| entries))?;
-    if arguments.json {
-        return super::print(&serde_json::to_string_pretty(&entries)?);
-    }
-    if entries.is_empty() {
-        let target = &arguments.target;
-        return super::print(&format_args!(
-            "{target}: no errors since it was reset, as it is when it is opened"
-        ));
-    }
-    let lines: Vec<_> = entries.iter().map(|entry| format!("  {entry}")).collect();
-    super::print(&format_args!("{}, the newest error first\n{}", arguments.target, lines.join("\n")))
+pub fn run(query: &Query) -> Result<()> {
+    let entries = query.ask(entries)?;
+    let target = &query.target;
+    let text = if entries.is_empty() {
+        format!("{target}: no errors since it was reset, as it is when it is opened")
+    } else {
+        let lines: Vec<_> = entries.iter().map(|entry| format!("  {entry}")).collect();
+        format!("{target}, the newest error first\n{}", lines.join("\n"))
+    };
+    query.print(&entries, text)
 }
 
 /// The entries that are in use, the newest first.
@@ -110,13 +92,13 @@ mod tests {
 
     #[test]
     fn a_command_that_failed_is_in_the_log() {
-        let target: Target = "null:1G".parse().unwrap();
-        let opened = Opened::target(&target, Options::default()).unwrap();
-        let before = entries(&opened.controller).unwrap().len();
-        let format = SubmissionQueueEntry::new(AdminOpcode::FORMAT_NVM, 0).with_nsid(1);
-        opened.controller.admin(format, AdminData::None).unwrap_err();
-        let after = entries(&opened.controller).unwrap();
-        opened.close().unwrap();
+        let asked = Query::to("null:1G").ask(|controller| {
+            let before = entries(controller)?.len();
+            let format = SubmissionQueueEntry::new(AdminOpcode::FORMAT_NVM, 0).with_nsid(1);
+            controller.admin(format, AdminData::None).unwrap_err();
+            Ok((before, entries(controller)?))
+        });
+        let (before, after) = asked.unwrap();
         assert_eq!(after.len(), before + 1);
         assert_eq!((after[0].sqid, after[0].parameter_byte), (Some(0), Some(0)));
         assert!(after[0].status.contains("Invalid Command Opcode"), "{}", after[0].status);

@@ -18,6 +18,7 @@ mod smart;
 
 use crate::failure::OutputClosed;
 use crate::identify;
+use crate::query::Query;
 use anyhow::{Context, Result};
 use std::fmt::Display;
 use std::io::Write as _;
@@ -32,11 +33,11 @@ pub enum Command {
     /// Give a controller back to the driver that it had before
     Unbind(bind::Arguments),
     /// Show a controller and its namespaces
-    Identify(identify::Arguments),
+    Identify(Query),
     /// Show a controller's health (SMART / Health Information log page)
-    Smart(smart::Arguments),
+    Smart(Query),
     /// Show a controller's last errors (Error Information log page)
-    ErrorLog(error_log::Arguments),
+    ErrorLog(Query),
     /// Erase a namespace, and choose the size of its blocks (Format NVM)
     Format(format::Arguments),
 }
@@ -51,9 +52,9 @@ pub fn run(command: &Command) -> Result<()> {
         Command::List(arguments) => list::run(arguments),
         Command::Bind(arguments) => bind::run_bind(arguments),
         Command::Unbind(arguments) => bind::run_unbind(arguments),
-        Command::Identify(arguments) => identify::run(arguments),
-        Command::Smart(arguments) => smart::run(arguments),
-        Command::ErrorLog(arguments) => error_log::run(arguments),
+        Command::Identify(query) => identify::run(query),
+        Command::Smart(query) => smart::run(query),
+        Command::ErrorLog(query) => error_log::run(query),
         Command::Format(arguments) => format::run(arguments),
     }
 }

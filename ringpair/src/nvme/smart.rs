@@ -1,43 +1,25 @@
 //! `ringpair nvme smart`: the SMART / Health Information log page.
 
 use super::log_page;
-use crate::controller::Opened;
-use crate::target::Target;
+use crate::query::Query;
 use anyhow::Result;
 use nvme_spec::log_page::{CriticalWarning, SmartHealthInformation, lid};
-use nvme_vfio::Options;
 use serde::Serialize;
 use std::fmt;
 use zerocopy::IntoBytes as _;
-
-/// Options of `ringpair nvme smart`.
-#[derive(clap::Args)]
-pub struct Arguments {
-    /// BDF or nvme://BDF, vfio-user:SOCKET, or a DISK, for which a controller is started in this process
-    #[arg(value_name = "TARGET")]
-    target: Target,
-    /// Print one object instead of text
-    #[arg(long)]
-    json: bool,
-}
 
 /// Prints it.
 ///
 /// # Errors
 ///
 /// The target cannot be reached, or does not have the log page.
-pub fn run(arguments: &Arguments) -> Result<()> {
-    let opened = Opened::target(&arguments.target, Options::default())?;
-    let mut page = SmartHealthInformation::default();
-    let read = log_page::read(&opened.controller, lid::SMART_HEALTH_INFORMATION, page.as_mut_bytes());
-    let closed = opened.close();
-    read.and(closed)?;
-    let health = Health::new(&page);
-    if arguments.json {
-        super::print(&serde_json::to_string_pretty(&health)?)
-    } else {
-        super::print(&format_args!("{}\n{health}", arguments.target))
-    }
+pub fn run(query: &Query) -> Result<()> {
+    let health = query.ask(|controller| {
+        let mut page = SmartHealthInformation::default();
+        log_page::read(controller, lid::SMART_HEALTH_INFORMATION, page.as_mut_bytes())?;
+        Ok(Health::new(&page))
+    })?;
+    query.print(&health, format_args!("{}\n{health}", query.target))
 }
 
 #[derive(Debug, Serialize)]
