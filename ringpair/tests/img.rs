@@ -3,7 +3,7 @@
 
 mod program;
 use fixtures::{QemuImg, qemu_img_or_skip, qemu_imgs_or_skip};
-use program::{Folder, contents, fail, kill_after, ringpair, succeed};
+use program::{Folder, contents, fail, img_json as json, kill_after, ringpair, succeed};
 use serde_json::Value;
 use std::fs;
 use std::time::Duration;
@@ -29,12 +29,6 @@ const IMAGES: &[(&str, Option<&str>)] = &[
     ("extended_l2=on", Some("extended L2 entries")),
     ("extended_l2=on,cluster_size=16k", Some("extended L2 entries")),
 ];
-
-fn json(arguments: &[&str]) -> Value {
-    let output = ringpair(&[&["img"], arguments].concat());
-    serde_json::from_slice(&output.stdout)
-        .unwrap_or_else(|error| panic!("{arguments:?}: {error}: {}", String::from_utf8_lossy(&output.stderr)))
-}
 
 /// Both say the same about an image.
 fn agree(qemu: &QemuImg, image: &str, context: &str) {
@@ -175,10 +169,11 @@ fn images_that_create_makes_are_clean_in_every_qemu_img() {
         let with_data = options.replace("DATA", &folder.text("data.raw"));
         succeed(&["img", "create", "-f", "qcow2", "-o", &with_data, &image, "9M"]);
         for qemu in qemu_imgs_or_skip() {
+            eprintln!("{options:?} in qemu-img {}", qemu.major());
             let info = qemu.json("info", &["-f", "qcow2", &image]);
             let data = &info["format-specific"]["data"];
             assert_eq!(info["virtual-size"], 9 << 20, "{options}");
-            for option in options.split(',').filter_map(|option| option.split_once('=')) {
+            for option in with_data.split(',').filter_map(|option| option.split_once('=')) {
                 let (found, wanted) = match option.0 {
                     "cluster_size" => {
                         (&info["cluster-size"], if option.1 == "512" { "512" } else { "2097152" })
@@ -186,6 +181,7 @@ fn images_that_create_makes_are_clean_in_every_qemu_img() {
                     "refcount_bits" => (&data["refcount-bits"], option.1),
                     "compat" => (&data["compat"], option.1),
                     "lazy_refcounts" => (&data["lazy-refcounts"], "true"),
+                    "data_file" => (&data["data-file"], option.1),
                     "data_file_raw" => (&data["data-file-raw"], "true"),
                     _ => continue,
                 };
