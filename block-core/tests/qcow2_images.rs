@@ -6,7 +6,7 @@ use block_core::contract::{Client, pattern};
 use block_core::image::Format;
 use block_core::image::create::Preallocation;
 use block_core::image::resize::{NewSize, resize};
-use block_core::{Disk, Registry};
+use block_core::{Disk, Operation, Registry, RequestFlags};
 use images::Images;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
@@ -35,6 +35,10 @@ fn bytes(path: &Path, offset: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     std::fs::File::open(path).unwrap().read_exact_at(&mut bytes, offset).unwrap();
     bytes
+}
+
+fn counter(disk: &dyn Disk, name: &str) -> u64 {
+    disk.counters().iter().find(|(counter, _)| *counter == name).unwrap().1
 }
 
 fn write_and_read(disk: &dyn Disk) {
@@ -91,8 +95,43 @@ fn what_ringpair_does_not_support_is_refused_by_its_name() {
     refused(&plain, ",readonly=on", &["does not know", "feature 5"]);
     patch(&plain, 79, &[0]);
     // QEMU makes encrypted images only with a secret; the header is enough.
-    patch(&plain, 32, &2u32.to_be_bytes());
-    refused(&plain, ",readonly=on", &["LUKS", "ringpair does not support"]);
+    for (method, name) in [(1u32, "AES encryption"), (2, "LUKS encryption")] {
+        patch(&plain, 32, &method.to_be_bytes());
+        refused(&plain, ",readonly=on", &[name, "ringpair does not support"]);
+    }
+}
+
+#[test]
+fn what_is_discarded_is_given_away_unless_discards_are_ignored() {
+    let Some(images) = Images::new() else { return };
+    for (options, given_away) in [(",discard=ignore", 0), (",discard=unmap", 16), ("", 16)] {
+        let path = images.create("disk.qcow2", "", "2M");
+        let disk = open(&path, options).unwrap();
+        let data = pattern(1, 0, 2 << 20);
+        let mut client = Client::new(&*disk, 4);
+        client.write(0, &data);
+        assert_eq!(client.run(Operation::Discard, (0, 1 << 20), RequestFlags::NONE), Ok(()));
+        assert_eq!(client.run(Operation::Flush, (0, 0), RequestFlags::NONE), Ok(()));
+        assert_eq!(counter(&*disk, "clusters given away"), given_away, "{options}");
+        let held = client.read(0, 1 << 20);
+        assert!(if given_away == 0 { held == data[..1 << 20] } else { held.iter().all(|byte| *byte == 0) });
+    }
+}
+
+#[test]
+fn l2_cache_size_bounds_the_table_of_mappings() {
+    let Some(images) = Images::new() else { return };
+    let path = images.create("disk.qcow2", "", "64G");
+    let table = |options| counter(&*open(&path, options).unwrap(), "mapping table bytes");
+    // 8 bytes a cluster of 64 KiB: as much as the disk needs, unless that is less; and less than a hundredth to find it by.
+    for (options, most) in [("", 8 << 20), (",l2-cache-size=1M", 1 << 20), (",l2-cache-size=64K", 64 << 10)] {
+        let bytes = table(options);
+        assert!((most..most + most / 100).contains(&bytes), "{options}: {bytes}");
+    }
+    for wrong in ["63K", "0", "much"] {
+        let says = [&*format!("`l2-cache-size={wrong}`"), "at least 64K"];
+        refused(&path, &format!(",l2-cache-size={wrong}"), &says);
+    }
 }
 
 #[test]
@@ -155,7 +194,7 @@ fn a_chain_of_64_backing_files_works() {
     let disk = open(&images.path("63.qcow2"), "").unwrap();
     assert!(Client::new(&*disk, 8).read(0, 1 << 20) == model);
     write_and_read(&*disk);
-    let in_memory = disk.counters().iter().find(|(name, _)| *name == "metadata bytes in memory").unwrap().1;
+    let in_memory = counter(&*disk, "metadata bytes in memory");
     assert!(in_memory < 4 << 20, "{in_memory} bytes of metadata");
 }
 
@@ -172,10 +211,8 @@ fn sixty_four_tebibytes_and_256_disks_take_bounded_memory_and_few_threads() {
         client.write(at, &pattern(n, at, 4096));
     }
     client.write(capacity - 4096, &[5; 4096]);
-    let counters = disk.counters();
-    let counter = |wanted: &str| counters.iter().find(|(name, _)| *name == wanted).unwrap().1;
-    assert!(counter("mapping table bytes") < 40 << 20);
-    assert!(counter("metadata bytes in memory") < 100 << 20, "{counters:?}");
+    assert!(counter(&*disk, "mapping table bytes") < 40 << 20);
+    assert!(counter(&*disk, "metadata bytes in memory") < 100 << 20, "{:?}", disk.counters());
     drop(client);
     drop(disk);
     images.check(&path);
@@ -231,7 +268,7 @@ fn hostile_entries_end_in_errors_and_never_touch_the_header() {
         let disk = open(&path, "").unwrap();
         let mut client = Client::new(&*disk, 1);
         let mut memory = block_core::contract::Memory::holding(&[0xee; 4096], 0);
-        let written = client.write_from(0, &mut memory, &[4096], block_core::RequestFlags::NONE);
+        let written = client.write_from(0, &mut memory, &[4096], RequestFlags::NONE);
         assert!(written.is_err(), "{entry:#x}");
         drop(client);
         drop(disk);
@@ -244,7 +281,7 @@ fn hostile_entries_end_in_errors_and_never_touch_the_header() {
     let disk = open(&path, "").unwrap();
     let mut client = Client::new(&*disk, 1);
     let mut memory = block_core::contract::Memory::holding(&[0xee; 4096], 0);
-    let written = client.write_from(512 << 10, &mut memory, &[4096], block_core::RequestFlags::NONE);
+    let written = client.write_from(512 << 10, &mut memory, &[4096], RequestFlags::NONE);
     assert!(written.is_err());
     drop(client);
     drop(disk);

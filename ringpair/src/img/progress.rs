@@ -34,7 +34,9 @@ impl Progress {
                 bar.set_position(done);
             }
             Self::Lines { tenths } => {
-                let now = (u128::from(done) * 10 / u128::from(of.max(1))) as u64;
+                let part = (u128::from(done) * 10).checked_div(of.into());
+                // Of nothing, all is done.
+                let now = part.map_or(10, |part| part as u64);
                 if now > *tenths {
                     *tenths = now;
                     let _ = writeln!(std::io::stderr(), "{} %", now * 10);

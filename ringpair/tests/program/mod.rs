@@ -52,6 +52,13 @@ pub fn fail(status: i32, arguments: &[&str]) -> String {
     errors
 }
 
+/// Runs `ringpair img` with arguments that have it print JSON; what it printed, whatever its status.
+pub fn img_json(arguments: &[&str]) -> serde_json::Value {
+    let output = ringpair(&[&["img"], arguments].concat());
+    serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|error| panic!("{arguments:?}: {error}: {}", String::from_utf8_lossy(&output.stderr)))
+}
+
 /// A running `ringpair serve`, killed when dropped.
 pub struct Served {
     child: Child,

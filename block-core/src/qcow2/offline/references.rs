@@ -26,7 +26,7 @@ pub(super) trait Visitor {
         Ok(())
     }
 
-    /// An L2 table begins, of so many.
+    /// So many of so many L2 tables are done.
     fn table(&mut self, done: u64, of: u64) {
         let _ = (done, of);
     }
@@ -181,6 +181,7 @@ impl<'a> Walk<'a> {
                 }
             }
         }
+        visitor.table(of, of);
         Ok(())
     }
 
