@@ -135,6 +135,23 @@ fn l2_cache_size_bounds_the_table_of_mappings() {
 }
 
 #[test]
+fn a_backing_file_of_smaller_clusters_is_seen_where_it_begins_in_the_middle_of_a_larger_one() {
+    let Some(images) = Images::new() else { return };
+    let mut seen = pattern(1, 0, 1 << 20);
+    std::fs::write(images.path("base.img"), &seen).unwrap();
+    let middle = images.create("middle.qcow2", "cluster_size=4k,backing_file=base.img,backing_fmt=raw", "1M");
+    let data = pattern(2, 72 << 10, 4096);
+    Client::new(&*open(&middle, "").unwrap(), 1).write(72 << 10, &data);
+    seen[72 << 10..76 << 10].copy_from_slice(&data);
+    let top = images.create("top.qcow2", "backing_file=middle.qcow2,backing_fmt=qcow2", "1M");
+    let disk = open(&top, "").unwrap();
+    let mut client = Client::new(&*disk, 1);
+    for at in (0..1 << 20).step_by(64 << 10) {
+        assert!(client.read(at as u64, 64 << 10) == seen[at..at + (64 << 10)], "{at:#x}");
+    }
+}
+
+#[test]
 fn a_dirty_or_corrupt_image_may_be_read_and_not_written() {
     let Some(images) = Images::new() else { return };
     for (bit, word) in [(1, "dirty"), (2, "corrupt")] {

@@ -38,8 +38,9 @@ impl Metadata {
                 // Smaller clusters than the overlay's, or the image ends in the middle of one.
                 return Ok((Mapping::APART, 1));
             }
-            len = len.min(found);
-            let count = len >> bits;
+            // Whole clusters: of the one in which it ends, another layer may have the beginning.
+            let count = len.min(found) >> bits;
+            len = count << bits;
             let mapping = match run {
                 Run::Unallocated => continue,
                 Run::Zero => Some(Mapping::ZERO),
