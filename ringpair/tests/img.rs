@@ -8,26 +8,27 @@ use serde_json::Value;
 use std::fs;
 use std::time::Duration;
 
-/// Options of `qemu-img create`, and what is done with the image then: read as it is, or refused as a disk by these words.
-const IMAGES: &[(&str, Option<&str>)] = &[
-    ("cluster_size=512", None),
-    ("cluster_size=4k,refcount_bits=1", None),
-    ("cluster_size=64k,refcount_bits=2", None),
-    ("cluster_size=64k,refcount_bits=4", None),
-    ("cluster_size=64k,refcount_bits=8", None),
-    ("cluster_size=64k,refcount_bits=32", None),
-    ("cluster_size=2M,refcount_bits=64", None),
-    ("compat=0.10", None),
-    ("lazy_refcounts=on", None),
-    ("preallocation=metadata", None),
-    ("preallocation=falloc", None),
-    ("preallocation=full", None),
-    ("data_file=DATA", None),
-    ("data_file=DATA,data_file_raw=on", None),
-    ("compression_type=zlib", None),
-    ("compression_type=zstd", Some("zstd compression")),
-    ("extended_l2=on", Some("extended L2 entries")),
-    ("extended_l2=on,cluster_size=16k", Some("extended L2 entries")),
+/// Options of `qemu-img create`.
+const IMAGES: &[&str] = &[
+    "cluster_size=512",
+    "cluster_size=4k,refcount_bits=1",
+    "cluster_size=64k,refcount_bits=2",
+    "cluster_size=64k,refcount_bits=4",
+    "cluster_size=64k,refcount_bits=8",
+    "cluster_size=64k,refcount_bits=32",
+    "cluster_size=2M,refcount_bits=64",
+    "compat=0.10",
+    "lazy_refcounts=on",
+    "preallocation=metadata",
+    "preallocation=falloc",
+    "preallocation=full",
+    "data_file=DATA",
+    "data_file=DATA,data_file_raw=on",
+    "compression_type=zlib",
+    "compression_type=zstd",
+    "compression_type=zstd,cluster_size=2M",
+    "extended_l2=on",
+    "extended_l2=on,cluster_size=16k,compression_type=zstd",
 ];
 
 /// Both say the same about an image.
@@ -55,7 +56,7 @@ fn make(qemu: &QemuImg, folder: &Folder, options: &str, size: &str) -> String {
 #[test]
 fn info_check_and_map_say_what_qemu_img_says_of_images_of_every_kind() {
     let Some(qemu) = qemu_img_or_skip() else { return };
-    for (options, refused) in IMAGES {
+    for options in IMAGES {
         let folder = Folder::new();
         let image = make(qemu, &folder, options, "9M");
         agree(qemu, &image, options);
@@ -71,17 +72,9 @@ fn info_check_and_map_say_what_qemu_img_says_of_images_of_every_kind() {
         agree(qemu, &image, options);
 
         let (theirs, ours) = (folder.text("theirs.raw"), folder.text("ours.raw"));
-        match refused {
-            Some(words) => {
-                let error = fail(1, &["img", "convert", &image, &ours]);
-                assert!(error.contains("image uses") && error.contains(words), "{options}: {error}");
-            }
-            None => {
-                qemu.ok(&["convert", "-O", "raw", &image, &theirs]);
-                succeed(&["img", "convert", &image, &ours]);
-                assert!(contents(theirs.as_ref()) == contents(ours.as_ref()), "{options}: other data");
-            }
-        }
+        qemu.ok(&["convert", "-O", "raw", &image, &theirs]);
+        succeed(&["img", "convert", &image, &ours]);
+        assert!(contents(theirs.as_ref()) == contents(ours.as_ref()), "{options}: other data");
     }
 }
 

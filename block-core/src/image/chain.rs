@@ -4,8 +4,8 @@
 use super::{Format, ImageError, Result};
 use crate::file::lock::{self, LockError};
 use crate::qcow2::backing_chain::{self, ChainError, ChainFile, Identity, Link, Need};
-use crate::qcow2::layout::Header;
 use crate::qcow2::layout::header::read_up_to;
+use crate::qcow2::layout::{Header, Unsupported};
 use rustix::fs::{FileType, Mode, OFlags};
 use std::fs::File;
 use std::io;
@@ -120,15 +120,35 @@ impl Layer {
         self.header.as_ref()?.backing_file.as_deref()
     }
 
-    /// A reason not to read the image's data or write it, in the words of [`Header::unsupported`].
+    /// A reason not to read the image's data, in the words of [`Header::unsupported`].
+    ///
+    /// # Errors
+    ///
+    /// There is one.
+    pub fn readable(&self) -> Result<()> {
+        match self.header.as_ref().and_then(Header::unsupported) {
+            None | Some(Unsupported::ExtendedL2) => Ok(()),
+            Some(unsupported) => Err(ImageError::refused(&self.path, unsupported)),
+        }
+    }
+
+    /// A reason not to write the image, or one that lies above it.
     ///
     /// # Errors
     ///
     /// There is one.
     pub fn usable(&self) -> Result<()> {
-        match self.header.as_ref().and_then(Header::unsupported) {
-            Some(unsupported) => Err(ImageError::refused(&self.path, unsupported)),
-            None => Ok(()),
+        self.readable()?;
+        let only_read = |what| {
+            Err(ImageError::refused(
+                &self.path,
+                format!("image uses {what}, which ringpair img only reads: qemu-img writes it"),
+            ))
+        };
+        match &self.header {
+            Some(header) if header.extended_l2() => only_read("extended L2 entries (subclusters)"),
+            Some(header) if header.compression_type != 0 => only_read("zstd compression"),
+            _ => Ok(()),
         }
     }
 }

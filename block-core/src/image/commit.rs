@@ -18,6 +18,11 @@ pub fn commit(path: &Path, format: Option<Format>, keep: bool, progress: Progres
     let Some(backing) = chain.layers().get(1) else {
         return Err(ImageError::refused(path, "has no backing file"));
     };
+    chain.top().readable()?;
+    if !keep {
+        // It is to be emptied.
+        chain.top().usable()?;
+    }
     let (backing_path, backing_format) = (backing.path.clone(), backing.format);
     let size = chain.top().size();
     // The backing file is written to, so it cannot be held as somebody's backing file meanwhile.
@@ -30,7 +35,7 @@ pub fn commit(path: &Path, format: Option<Format>, keep: bool, progress: Progres
         }
         // By itself: where it has nothing of its own, nothing is read.
         let top = Chain::of(Layer::open(path, format, Access::Read)?);
-        let (data, mut mapper) = (Data::open(&top)?, Mapper::new(&top)?);
+        let mut mapper = Mapper::new(&top)?;
         let mut buffer = vec![0; PIECE as usize];
         let mut at = 0;
         while at < size {
@@ -45,7 +50,7 @@ pub fn commit(path: &Path, format: Option<Format>, keep: bool, progress: Progres
                 Some(_) => {
                     let length = length.min(PIECE);
                     let piece = &mut buffer[..length as usize];
-                    data.read(at, piece)?;
+                    mapper.read(at, piece)?;
                     target_data.write(at, piece)?;
                     length
                 }

@@ -1,6 +1,6 @@
 //! An image's data in another image, as `qemu-img convert` copies it.
 
-use super::chain::{Access, Chain};
+use super::chain::{Access, Chain, Layer};
 use super::create::{CreateOptions, Preallocation, create};
 use super::data::{Data, PIECE};
 use super::map::Mapper;
@@ -32,9 +32,9 @@ pub struct ConvertOptions {
 pub fn convert(source: &Path, target: &Path, options: &ConvertOptions, progress: Progress<'_>) -> Result<()> {
     let access = if options.share { Access::Share } else { Access::Read };
     let chain = Chain::open(source, options.source_format, access)?;
-    let data = Data::open(&chain)?;
+    chain.layers().iter().try_for_each(Layer::readable)?;
     let mut mapper = Mapper::new(&chain)?;
-    let size = data.size();
+    let size = mapper.size();
     if options.create.backing_file.is_some() {
         return Err(ImageError::Usage("convert makes images without backing files".to_owned()));
     }
@@ -57,7 +57,7 @@ pub fn convert(source: &Path, target: &Path, options: &ConvertOptions, progress:
         }
         let length = extent.length.min(PIECE);
         let piece = &mut buffer[..length as usize];
-        data.read(at, piece)?;
+        mapper.read(at, piece)?;
         match options.sparse_size {
             0 => target.write(at, piece)?,
             sparse => write_sparse(&target, at, piece, sparse)?,

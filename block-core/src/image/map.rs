@@ -1,8 +1,9 @@
-//! Where each range of an image comes from, as `qemu-img map` says it.
+//! Where each range of an image comes from, as `qemu-img map` says it; and what is there.
 
 use super::chain::{Chain, Layer};
 use super::{ImageError, Result};
-use crate::qcow2::layout::l2::{L2Entry, L2Format, Raw};
+use crate::qcow2::compressed::Compression;
+use crate::qcow2::layout::l2::{L2Entry, L2Format, Raw, Subcluster};
 use crate::qcow2::layout::{HostCluster, L1Entry, l1};
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
@@ -129,6 +130,28 @@ impl<'a> Mapper<'a> {
         Ok((present.then_some(extent), length))
     }
 
+    /// Fills a buffer with what a guest would see from `start` on; what lies behind the end is zero.
+    ///
+    /// # Errors
+    ///
+    /// As [`Mapper::at`].
+    pub fn read(&mut self, mut start: u64, into: &mut [u8]) -> Result<()> {
+        let there = self.size().saturating_sub(start).min(into.len() as u64) as usize;
+        let (mut into, behind) = into.split_at_mut(there);
+        behind.fill(0);
+        while !into.is_empty() {
+            let extent = self.at(start, start + into.len() as u64)?;
+            let (piece, rest) = into.split_at_mut(extent.length as usize);
+            let LayerMap { layer, .. } = self.layers[extent.depth];
+            self.layers[extent.depth]
+                .read(extent, piece)
+                .map_err(ImageError::doing(&layer.path, "cannot read"))?;
+            start += extent.length;
+            into = rest;
+        }
+        Ok(())
+    }
+
     /// All of it, each extent as long as it can be.
     ///
     /// # Errors
@@ -232,6 +255,42 @@ impl<'a> LayerMap<'a> {
         Ok((first, until.min(end) - start))
     }
 
+    /// Reads an extent of this image's that has just been looked up.
+    fn read(&mut self, extent: Extent, into: &mut [u8]) -> io::Result<()> {
+        let file = self.layer.data_file.as_ref().map_or(&self.layer.file, |(_, file)| file);
+        match extent.offset {
+            _ if extent.zero => into.fill(0),
+            Some(offset) => read_zero_padded(file, offset, into)?,
+            None => self.read_compressed(extent.start, into)?,
+        }
+        Ok(())
+    }
+
+    fn read_compressed(&mut self, mut start: u64, mut into: &mut [u8]) -> io::Result<()> {
+        let Some(header) = &self.layer.header else { return Ok(()) };
+        let compression = Compression::of(header.compression_type);
+        let compression = compression.ok_or_else(|| corrupt("compressed cluster", start))?;
+        let mut cluster = vec![0; header.cluster_size() as usize];
+        while !into.is_empty() {
+            let within = start as usize & (cluster.len() - 1);
+            let entry = (start & ((1 << header.l2_table_bits()) - 1)) >> header.cluster_bits;
+            let raw = self.l2.as_ref().and_then(|(_, entries)| entries.get(entry as usize));
+            let Some(L2Entry::Compressed { offset, length }) =
+                raw.map(|raw| L2Format::of(header).decode(*raw))
+            else {
+                return Err(corrupt("compressed cluster", start));
+            };
+            let mut data = vec![0; length as usize];
+            read_zero_padded(&self.layer.file, offset, &mut data)?;
+            compression.decompress(&data, &mut cluster)?;
+            let (piece, rest) = into.split_at_mut((cluster.len() - within).min(into.len()));
+            piece.copy_from_slice(&cluster[within..within + piece.len()]);
+            start += piece.len() as u64;
+            into = rest;
+        }
+        Ok(())
+    }
+
     fn read_l2(&self, offset: u64) -> io::Result<Vec<Raw>> {
         let Some(header) = &self.layer.header else { return Ok(Vec::new()) };
         let size = header.cluster_size();
@@ -254,27 +313,39 @@ fn status_of(entry: L2Entry, within: u64, unit_bits: u32, cluster_size: u64) -> 
     };
     let zero = |cluster| Ok(Status { allocated: true, zero: true, offset: at(cluster)?, ..UNALLOCATED });
     let data = |cluster| Ok(Status { allocated: true, data: true, offset: at(cluster)?, ..UNALLOCATED });
-    match entry {
-        L2Entry::Unallocated => Ok(UNALLOCATED),
-        L2Entry::Zero(cluster) => zero(cluster),
-        L2Entry::Data(cluster) => data(Some(cluster)),
-        L2Entry::Compressed { .. } => {
+    match entry.subcluster((within >> unit_bits) as u32) {
+        Some(Subcluster::Unallocated(cluster)) => Ok(Status { offset: at(cluster)?, ..UNALLOCATED }),
+        Some(Subcluster::Zero(cluster)) => zero(cluster),
+        Some(Subcluster::Data(cluster)) => data(Some(cluster)),
+        Some(Subcluster::Compressed) => {
             Ok(Status { allocated: true, data: true, compressed: true, ..UNALLOCATED })
         }
-        L2Entry::Subclusters { cluster, allocated, zero: zeroes } => {
-            let bit = 1u32 << (within >> unit_bits).min(31);
-            match (allocated & bit != 0, zeroes & bit != 0) {
-                (_, true) => zero(cluster),
-                (true, false) => data(cluster),
-                (false, false) => Ok(Status { offset: at(cluster)?, ..UNALLOCATED }),
-            }
-        }
+        None => Err(corrupt("subcluster", within)),
     }
 }
 
 fn corrupt(what: &str, offset: u64) -> io::Error {
     let reason = format!("{what} at {offset:#x}, where none can be: see `ringpair img check`");
     io::Error::new(io::ErrorKind::InvalidData, reason)
+}
+
+/// Reads from a file, which may end first.
+fn read_zero_padded(file: &File, mut offset: u64, mut into: &mut [u8]) -> io::Result<()> {
+    while !into.is_empty() {
+        match file.read_at(into, offset) {
+            Ok(0) => {
+                into.fill(0);
+                break;
+            }
+            Ok(n) => {
+                offset += n as u64;
+                into = &mut into[n..];
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Whether a file has a hole at an offset, and how far that goes.

@@ -74,7 +74,6 @@ fn copy_differences(path: &Path, backing: Option<&Backing>, progress: Progress<'
             Some(new)
         }
     };
-    let new_data = new.as_ref().map(Data::open).transpose()?;
     let mut new_mapper = new.as_ref().map(Mapper::new).transpose()?;
     let data = Data::open(&chain)?;
     let mut mapper = Mapper::new(&chain)?;
@@ -102,9 +101,9 @@ fn copy_differences(path: &Path, backing: Option<&Backing>, progress: Progress<'
         }
         let length = length.min(PIECE);
         let (old_piece, new_piece) = (&mut old_piece[..length as usize], &mut new_piece[..length as usize]);
-        data.read(at, old_piece)?;
-        match &new_data {
-            Some(data) => data.read(at, new_piece)?,
+        mapper.read(at, old_piece)?;
+        match &mut new_mapper {
+            Some(mapper) => mapper.read(at, new_piece)?,
             None => new_piece.fill(0),
         }
         if old_piece != new_piece {

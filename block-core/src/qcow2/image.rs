@@ -1,14 +1,16 @@
-//! An image's metadata: imago, with our [`Pages`] below it.
+//! An image's metadata: imago, with our [`Pages`] below it; or, where imago does not know what the image has,
+//! [`Entries`], which only reads.
 
+use super::compressed::Compression;
+use super::entries::Entries;
 use super::layout::feature::Autoclear;
-use super::layout::{Header, Version};
+use super::layout::{Header, L2Entry, Version};
 use super::mapping::Mapping;
 use super::pages::Pages;
 use super::storage::{Storage, whole_size};
 use crate::image_file::ImageFile;
 use imago::ShallowMapping;
 use imago::format::drivers::FormatDriverInstance;
-use imago::io_buffers::IoVectorMut;
 use imago::qcow2::Qcow2;
 use std::io;
 use std::sync::Arc;
@@ -17,7 +19,10 @@ use std::sync::Arc;
 pub(super) struct Image {
     pub header: Header,
     pub pages: Arc<Pages>,
-    imago: Qcow2<Storage>,
+    entries: Entries,
+    compression: Option<Compression>,
+    /// `None` if there are subclusters.
+    imago: Option<Qcow2<Storage>>,
 }
 
 /// What a range of an image is.
@@ -47,7 +52,7 @@ pub(super) enum MapError {
     Metadata(io::Error),
 }
 
-fn corrupt(reason: impl Into<String>) -> io::Error {
+pub(super) fn corrupt(reason: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, reason.into())
 }
 
@@ -59,18 +64,28 @@ impl Image {
             clear_autoclear(&*file, &header)?;
         }
         let pages = Arc::new(Pages::open(file, &header)?);
-        let storage = Storage::new(pages.clone(), &header);
-        let mut imago = Qcow2::<Storage>::open_image(storage, writable)?;
-        // Backing and data files are ours to look into.
-        imago.set_backing(None);
-        imago.set_data_file(None);
-        Ok(Self { header, pages, imago })
+        let open = || {
+            let mut imago = Qcow2::<Storage>::open_image(Storage::new(pages.clone(), &header), writable)?;
+            // Backing and data files are ours to look into.
+            imago.set_backing(None);
+            imago.set_data_file(None);
+            Ok::<_, io::Error>(imago)
+        };
+        let imago = if header.extended_l2() { None } else { Some(open()?) };
+        let (entries, compression) = (Entries::of(&header), Compression::of(header.compression_type));
+        Ok(Self { header, pages, entries, compression, imago })
+    }
+
+    /// imago, to change the image with.
+    fn imago(&self) -> io::Result<&Qcow2<Storage>> {
+        self.imago.as_ref().ok_or_else(|| io::ErrorKind::Unsupported.into())
     }
 
     /// What `len` bytes from `offset` on are, as far as they go on the same way: at least to the end of the cluster,
     /// unless that is more than `len`.
     pub fn look_up(&self, offset: u64, len: u64) -> io::Result<(Run, u64)> {
-        let (mapping, len) = self.imago.get_mapping(offset, len)?;
+        let Some(imago) = &self.imago else { return self.entries.look_up(&self.pages, offset, len) };
+        let (mapping, len) = imago.get_mapping(offset, len)?;
         let run = match mapping {
             ShallowMapping::Raw { offset, writable, .. } => Run::Data { offset, ours: writable },
             ShallowMapping::Zero { explicit: true, .. } => Run::Zero,
@@ -81,9 +96,31 @@ impl Image {
         if len == 0 { Err(corrupt("a mapping of nothing")) } else { Ok((run, len)) }
     }
 
-    /// Reads a compressed cluster.
-    pub fn read_compressed(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        self.imago.readv_special(IoVectorMut::from(into), offset)
+    /// Reads what is compressed: a part of one cluster, or several.
+    pub fn read_compressed(&self, mut offset: u64, mut into: &mut [u8]) -> io::Result<()> {
+        let mut cluster = vec![0; self.header.cluster_size() as usize];
+        while !into.is_empty() {
+            self.read_compressed_cluster(offset, &mut cluster)?;
+            let from = &cluster[offset as usize & (cluster.len() - 1)..];
+            let (piece, rest) = into.split_at_mut(from.len().min(into.len()));
+            piece.copy_from_slice(&from[..piece.len()]);
+            offset += piece.len() as u64;
+            into = rest;
+        }
+        Ok(())
+    }
+
+    fn read_compressed_cluster(&self, offset: u64, cluster: &mut [u8]) -> io::Result<()> {
+        // imago does not say where the data is. An entry of compressed data is in the file as it is in imago's memory: what
+        // changes it makes it another kind.
+        let entry = self.entries.read(&self.pages, offset, 1)?;
+        let Some(L2Entry::Compressed { offset, length }) = entry.first() else {
+            return Err(corrupt("a cluster is compressed, and then it is not"));
+        };
+        let mut data = vec![0; *length as usize];
+        self.pages.file().read_at(*offset, &mut data)?;
+        let compression = self.compression.ok_or_else(|| corrupt("compressed, and nobody knows how"))?;
+        compression.decompress(&data, cluster)
     }
 
     /// Gives the clusters of a range, all of them or as many as are contiguous in the data file, a place of their own:
@@ -100,20 +137,21 @@ impl Image {
         len: u64,
         write: impl FnOnce(u64, u64) -> io::Result<()>,
     ) -> Result<(u64, u64), MapError> {
-        let prepared = self.imago.prepare_data_mapping(offset, len, true).map_err(MapError::Metadata)?;
+        let imago = self.imago().map_err(MapError::Metadata)?;
+        let prepared = imago.prepare_data_mapping(offset, len, true).map_err(MapError::Metadata)?;
         let (host, len) = (prepared.offset(), prepared.length().min(len));
         if len == 0 {
             return Err(MapError::Metadata(corrupt("a mapping of nothing")));
         }
         write(host, len).map_err(MapError::Data)?;
-        self.imago.commit_data_mapping(prepared).map_err(MapError::Metadata)?;
+        imago.commit_data_mapping(prepared).map_err(MapError::Metadata)?;
         Ok((host, len))
     }
 
     /// Makes whole clusters read as zeroes and leaves them where they are: nobody else gets them. Says how many bytes of
     /// the range that was, from its beginning. After an error the image is not to be changed any more.
     pub fn zero(&self, offset: u64, len: u64) -> io::Result<u64> {
-        self.made(offset, self.imago.ensure_zero_mapping(offset, len)?)
+        self.made(offset, self.imago()?.ensure_zero_mapping(offset, len)?)
     }
 
     /// Makes whole clusters read as zeroes and gives away where they were. Says how many bytes of the range that was,
@@ -124,7 +162,7 @@ impl Image {
     /// Nobody uses where they were any more.
     pub unsafe fn give_away(&self, offset: u64, len: u64) -> io::Result<u64> {
         // SAFETY: handed on from the caller.
-        self.made(offset, unsafe { self.imago.discard_to_zero_unsafe(offset, len)? })
+        self.made(offset, unsafe { self.imago()?.discard_to_zero_unsafe(offset, len)? })
     }
 
     fn made(&self, offset: u64, (at, len): (u64, u64)) -> io::Result<u64> {
@@ -133,15 +171,16 @@ impl Image {
 
     /// Writes the metadata to the file; with `durable` it is on the medium afterwards, and so is the data.
     pub fn write_back(&self, data_file: &dyn ImageFile, durable: bool) -> io::Result<()> {
-        self.imago.flush()?;
+        self.imago()?.flush()?;
         self.pages.write_back(data_file, durable)
     }
 
     /// Lets imago forget what it has read. Nothing may be dirty.
     pub fn forget(&self) -> io::Result<()> {
         self.pages.forget_bytes_known();
+        let Some(imago) = &self.imago else { return Ok(()) };
         // SAFETY: the caller has just written everything back, so that the file says what imago knows.
-        unsafe { self.imago.invalidate_cache() }
+        unsafe { imago.invalidate_cache() }
     }
 
     /// The size that imago knows: whole clusters.

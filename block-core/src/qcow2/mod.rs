@@ -13,20 +13,23 @@
 //! metadata says. What a request meets, in order: `queue` finds its clusters in the table of `mapping.rs` and sends it
 //! on; what is not there goes through `mailbox.rs` to a thread of `workers.rs`, which asks `metadata`. That allocates,
 //! copies, zeroes and discards in `image.rs`, which is imago with `storage.rs` and `pages.rs` below it: what keeps the
-//! image consistent whenever the power goes is there. `epoch.rs` says when nothing is under way any
-//! more to a cluster that has been zeroed, and `zeroed.rs` which are waiting for that;
-//! `fault.rs` what of all this tests can break. `chain.rs` opens the layers, by the rules of `backing_chain.rs`.
+//! image consistent whenever the power goes is there. `epoch.rs` says when nothing is under way any more to a cluster that
+//! has been zeroed, and `zeroed.rs` which are waiting for that; `fault.rs` what of all this tests can break. `chain.rs` opens the layers, by the rules of `backing_chain.rs`.
 //!
 //! What is on the medium is read by [`layout`], and by nothing else of ours; [`offline`] checks and repairs images, and has
 //! their internal snapshots.
 //!
-//! Not here: encryption, zstd, extended L2 entries (`layout` refuses them by name); persistent bitmaps, which are marked
-//! as out of date when an image is opened for writing; refcounts that are updated late (`lazy_refcounts` is read, but
-//! refcounts are always right).
+//! What imago does not know is read by `entries.rs` and `compressed.rs`: subclusters, and zstd.
+//!
+//! Not here: encryption, and writing to images with extended L2 entries (`layout` refuses both by name); persistent
+//! bitmaps, which are marked as out of date when an image is opened for writing; refcounts that are updated late
+//! (`lazy_refcounts` is read, but refcounts are always right).
 
 pub(crate) mod backing_chain;
 mod chain;
+pub(crate) mod compressed;
 mod disk;
+mod entries;
 mod epoch;
 mod fault;
 mod image;

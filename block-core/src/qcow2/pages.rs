@@ -153,9 +153,14 @@ impl Pages {
         locked(&self.state).metadata.contains(&cluster)
     }
 
-    /// What imago reads.
+    /// What imago reads, and may keep.
     pub fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         self.known.fetch_add(into.len() as u64, Ordering::Relaxed);
+        self.look(offset, into)
+    }
+
+    /// What somebody reads who keeps nothing of it.
+    pub fn look(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         self.read_through(&locked(&self.state), offset, into)
     }
 

@@ -47,6 +47,39 @@ pub enum L2Entry {
     },
 }
 
+/// What one of the 32 parts of a cluster is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subcluster {
+    /// The backing file has it; a place may be set aside for it.
+    Unallocated(Option<HostCluster>),
+    /// It reads as zeroes; a place may be set aside for it.
+    Zero(Option<HostCluster>),
+    /// It is in its part of a cluster.
+    Data(HostCluster),
+    /// The whole cluster is compressed.
+    Compressed,
+}
+
+impl L2Entry {
+    /// What part `n` of the cluster is, of 32. `None` if the entry contradicts itself.
+    pub fn subcluster(self, n: u32) -> Option<Subcluster> {
+        match self {
+            Self::Unallocated => Some(Subcluster::Unallocated(None)),
+            Self::Zero(cluster) => Some(Subcluster::Zero(cluster)),
+            Self::Data(cluster) => Some(Subcluster::Data(cluster)),
+            Self::Compressed { .. } => Some(Subcluster::Compressed),
+            Self::Subclusters { cluster, allocated, zero } => {
+                match (allocated >> n & 1 != 0, zero >> n & 1 != 0) {
+                    (false, false) => Some(Subcluster::Unallocated(cluster)),
+                    (false, true) => Some(Subcluster::Zero(cluster)),
+                    (true, false) => cluster.map(Subcluster::Data),
+                    (true, true) => None,
+                }
+            }
+        }
+    }
+}
+
 /// An L2 entry's bits, and those of its subclusters (0 unless entries are extended).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Raw {

@@ -243,6 +243,7 @@ fn what_is_not_supported_is_named() {
     let with = |bits| Header { incompatible_features: Incompatible::from_bits_retain(bits), ..plain() };
     assert_eq!(plain().unsupported(), None);
     assert_eq!(with(4).unsupported(), None, "external data files are supported");
+    assert_eq!(Header { compression_type: 1, ..with(8) }.unsupported(), None, "and so is zstd");
     for (header, wanted) in [
         (
             Header { crypt_method: Crypt::Luks, ..plain() },
@@ -253,10 +254,10 @@ fn what_is_not_supported_is_named() {
             "image uses AES encryption, which ringpair does not",
         ),
         (
-            Header { compression_type: 1, ..with(8) },
-            "image uses zstd compression, which ringpair does not support",
+            Header { compression_type: 2, ..with(8) },
+            "image uses compression type 2, which ringpair does not support",
         ),
-        (with(16), "image uses extended L2 entries (subclusters), which ringpair does not support"),
+        (with(16), "image uses extended L2 entries (subclusters), which ringpair reads and does not write"),
         (with(1), "dirty bit"),
         (with(3), "corrupt bit"),
         (with(1 << 7), "image uses features that ringpair does not know: incompatible feature 7"),

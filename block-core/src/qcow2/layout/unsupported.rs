@@ -2,6 +2,7 @@
 
 use super::feature::{Incompatible, Kind};
 use super::{Crypt, Extension, Header};
+use crate::qcow2::compressed::Compression;
 use std::fmt;
 
 /// Something in an image that ringpair does not support, and so does not open as a disk. Printed, it is one line that
@@ -10,9 +11,9 @@ use std::fmt;
 pub enum Unsupported {
     /// Guest data is encrypted.
     Encryption(Crypt),
-    /// Guest data is compressed, or would be, by another method than zlib.
+    /// Guest data is compressed, or would be, by a method that is neither zlib nor zstd.
     Compression(u8),
-    /// L2 entries with subclusters.
+    /// L2 entries with subclusters, which are only read.
     ExtendedL2,
     /// The image was not closed, and its refcounts have to be repaired first.
     Dirty,
@@ -27,10 +28,14 @@ impl fmt::Display for Unsupported {
         let what = match self {
             Self::Encryption(Crypt::Luks) => "LUKS encryption".to_owned(),
             Self::Encryption(_) => "AES encryption".to_owned(),
-            Self::Compression(1) => "zstd compression".to_owned(),
             Self::Compression(other) => format!("compression type {other}"),
-            Self::ExtendedL2 => "extended L2 entries (subclusters)".to_owned(),
             Self::Unknown(names) => format!("features that ringpair does not know: {}", names.join(", ")),
+            Self::ExtendedL2 => {
+                return f.write_str(
+                    "image uses extended L2 entries (subclusters), which ringpair reads and does not write: \
+                     readonly=on",
+                );
+            }
             Self::Dirty => {
                 return f.write_str(
                     "image was not closed and its refcounts may be wrong (dirty bit): repair it first, with \
@@ -55,7 +60,7 @@ impl std::error::Error for Unsupported {}
 impl Unsupported {
     /// Whether it only forbids writing: what a guest may read is all there.
     pub fn can_be_read(&self) -> bool {
-        matches!(self, Self::Dirty | Self::Corrupt)
+        matches!(self, Self::ExtendedL2 | Self::Dirty | Self::Corrupt)
     }
 }
 
@@ -71,7 +76,7 @@ impl Header {
         let has = |feature| self.incompatible_features.contains(feature);
         if self.crypt_method != Crypt::None {
             Some(Unsupported::Encryption(self.crypt_method))
-        } else if has(Incompatible::COMPRESSION_TYPE) {
+        } else if Compression::of(self.compression_type).is_none() {
             Some(Unsupported::Compression(self.compression_type))
         } else if has(Incompatible::EXTENDED_L2) {
             Some(Unsupported::ExtendedL2)

@@ -10,7 +10,6 @@ mod zeroes;
 
 use super::chain::{Content, Layer};
 use super::disk::Shared;
-use super::fault::Fault;
 use super::image::Image;
 use super::mailbox::{Answer, Job};
 use super::mapping::Mapping;
@@ -70,7 +69,7 @@ impl Metadata {
     }
 
     #[cfg(feature = "contract")]
-    pub fn set_fault(&self, fault: Fault) {
+    pub fn set_fault(&self, fault: super::fault::Fault) {
         self.images().for_each(|image| image.pages.faults.set(fault));
     }
 
