@@ -7,9 +7,9 @@
 mod images;
 
 use block_core::contract::{Client, Memory, pattern};
-use block_core::image::Format;
 use block_core::image::create::Preallocation;
 use block_core::image::resize::{NewSize, resize};
+use block_core::image::{Access, Chain, Format, Layer};
 use block_core::{Disk, Operation, RequestFlags, Submission, Unmapped};
 use images::Images;
 use std::collections::BTreeMap;
@@ -63,6 +63,29 @@ struct Case {
     step: u64,
 }
 
+/// Makes `base.qcow2` over `base.img`, which has some data of its own, in pieces smaller than the clusters above it.
+fn write_over_base(images: &Images, random: &mut Random, model: &mut [u8]) {
+    let shape = random.one_of(&[
+        "cluster_size=512",
+        "cluster_size=4k",
+        "extended_l2=on,cluster_size=16k",
+        "extended_l2=on,cluster_size=256k",
+    ]);
+    let options = format!("{shape},backing_file=base.img,backing_fmt=raw");
+    let path = images.create("base.qcow2", &options, &SIZE.to_string());
+    let commands: Vec<String> = (1..=20u8)
+        .map(|byte| {
+            let sectors = SIZE / SECTOR;
+            let first = random.below(sectors);
+            let len = (1 + random.below(64)).min(sectors - first);
+            model[first * SECTOR..][..len * SECTOR].fill(byte);
+            format!("write -P {byte} {} {}", first * SECTOR, len * SECTOR)
+        })
+        .collect();
+    let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
+    images.qemu_io(&path, &commands);
+}
+
 impl Case {
     fn new(images: Images, seed: u64) -> Option<Self> {
         let mut random = Random::new(seed);
@@ -85,7 +108,7 @@ impl Case {
             3 => create += ",lazy_refcounts=on,refcount_bits=8",
             4 => create += ",preallocation=metadata",
             n => {
-                // A raw base that is shorter, or a qcow2 one with clusters of another size, some of them compressed.
+                // A raw base that is shorter, or a qcow2 one with clusters of another size, compressed ones, or a base of its own.
                 let len = [SIZE, SIZE - 70_000, 1 << 20][random.below(3)];
                 let base = pattern(seed, 0, len);
                 model[..len].copy_from_slice(&base);
@@ -93,15 +116,17 @@ impl Case {
                 if n == 5 {
                     create += ",backing_file=base.img,backing_fmt=raw";
                 } else {
-                    let clusters =
-                        random.one_of(&["cluster_size=512", "cluster_size=64k", "cluster_size=2M"]);
-                    let mut convert = vec!["convert", "-f", "raw", "-O", "qcow2", "-o", clusters];
-                    if n == 6 {
-                        convert.push("-c");
-                    }
-                    convert.extend(["base.img", "base.qcow2"]);
-                    images.qemu_img(&convert);
                     create += ",backing_file=base.qcow2,backing_fmt=qcow2";
+                    if n == 6 {
+                        let clusters =
+                            random.one_of(&["cluster_size=512", "cluster_size=64k", "cluster_size=2M"]);
+                        let packed: &[&str] =
+                            random.one_of(&[&[][..], &["-c"], &["-c", "-o", "compression_type=zstd"]]);
+                        let convert = ["convert", "-f", "raw", "-O", "qcow2", "-o", clusters];
+                        images.qemu_img(&[&convert[..], packed, &["base.img", "base.qcow2"]].concat());
+                    } else {
+                        write_over_base(&images, &mut random, &mut model);
+                    }
                 }
             }
         }
@@ -219,7 +244,7 @@ impl Case {
         self.open();
     }
 
-    /// Another size, as `ringpair img resize` gives it.
+    /// Another size, as `ringpair img resize` gives it, or qemu-img where a backing file is one that `img` only reads.
     fn resize(&mut self) {
         if !self.snapshots.is_empty() && !self.resizes_with_snapshots {
             return;
@@ -229,7 +254,13 @@ impl Case {
         let size = (least + self.random.below(2 << 20)) / SECTOR * SECTOR;
         let (to, qcow2) = (NewSize::To(size as u64), Some(Format::Qcow2));
         eprintln!("step {}: from {} to {size} bytes", self.step, self.model.len());
-        assert_eq!(resize(&self.path, qcow2, to, true, Preallocation::Off).unwrap(), size as u64);
+        let only_read = |layer: &Layer| layer.usable().is_err();
+        if Chain::open(&self.path, qcow2, Access::Read).unwrap().layers().iter().any(only_read) {
+            let path = self.path.to_str().unwrap();
+            self.images.qemu_img(&["resize", "-q", "--shrink", "-f", "qcow2", path, &size.to_string()]);
+        } else {
+            assert_eq!(resize(&self.path, qcow2, to, true, Preallocation::Off).unwrap(), size as u64);
+        }
         self.model.resize(size, 0);
         self.open();
         assert_eq!(self.disk().info().capacity, size as u64);

@@ -37,6 +37,11 @@ impl Images {
         says
     }
 
+    /// Runs commands of qemu-io on a qcow2 image.
+    pub fn qemu_io(&self, path: &Path, commands: &[&str]) {
+        self.qemu_img.io(path.to_str().unwrap(), "qcow2", commands);
+    }
+
     /// A new image; `options` are those of `-o`.
     pub fn create(&self, name: &str, options: &str, size: &str) -> PathBuf {
         let mut arguments = vec!["create", "-q", "-f", "qcow2"];
