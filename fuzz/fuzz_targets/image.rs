@@ -6,8 +6,10 @@
 
 #![no_main]
 
+use block_core::Registry;
+use block_core::contract::{Client, Memory};
 use block_core::image::map::Mapper;
-use block_core::image::{Access, Chain, Data, Format};
+use block_core::image::{Access, Chain, Format};
 use block_core::qcow2::layout::Header;
 use block_core::qcow2::offline::{Image, Repair, apply_snapshot, check, create_snapshot, delete_snapshot};
 use libfuzzer_sys::{Corpus, fuzz_target};
@@ -42,7 +44,10 @@ fuzz_target!(|data: &[u8]| -> Corpus {
 fn look(path: &Path) {
     let Ok(chain) = Chain::open(path, Some(Format::Qcow2), Access::Read) else { return };
     let Ok(mut mapper) = Mapper::new(&chain) else { return };
-    let data = Data::open(&chain).ok();
+    let name = format!("{},format=qcow2,readonly=on,aio=threads", path.display());
+    let disk = Registry::default().open(name.parse().expect("a disk's name")).ok();
+    let mut client = disk.as_ref().map(|disk| Client::new(&**disk, 1));
+    let mut memory = Memory::new(4096, 0, 0);
     let (mut at, size) = (0, mapper.size());
     let mut buffer = [0; 4096];
     for _ in 0..EXTENTS {
@@ -51,8 +56,11 @@ fn look(path: &Path) {
         }
         let Ok(extent) = mapper.at(at, size) else { return };
         assert!(extent.start == at && extent.length > 0 && extent.length <= size - at);
-        if let Some(data) = &data {
-            let _ = data.read(at, &mut buffer);
+        let readable = mapper.read(at, &mut buffer).is_ok();
+        if let Some(client) = client.as_mut().filter(|_| size - at >= 4096) {
+            let read = client.read_into(at, &mut memory, &[4096]);
+            // Two readers of the same image.
+            assert!(read.is_err() || !readable || memory.bytes() == buffer, "{at:#x}");
         }
         at += extent.length;
     }
