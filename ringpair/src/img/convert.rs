@@ -23,6 +23,9 @@ pub struct Arguments {
     /// So many zeroes together are left out of the target; 0 writes everything out
     #[arg(short = 'S', value_name = "SIZE", value_parser = size, default_value = "4k")]
     sparse_size: u64,
+    /// Compress it (qcow2): clusters that are all zeroes are left out, others that do not become smaller are not compressed
+    #[arg(short)]
+    compress: bool,
     /// Read the source even while somebody writes to it
     #[arg(short = 'U', long)]
     force_share: bool,
@@ -53,6 +56,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         create,
         sparse_size: arguments.sparse_size,
         share: arguments.force_share,
+        compress: arguments.compress,
     };
     let mut progress = Progress::new(arguments.progress);
     convert(&arguments.source, &arguments.target, &options, &mut |done, of| progress.show(done, of))

@@ -61,6 +61,11 @@ pub enum Subcluster {
 }
 
 impl L2Entry {
+    /// Data in a cluster of its own.
+    pub fn data(offset: u64) -> Self {
+        Self::Data(HostCluster { offset, copied: true })
+    }
+
     /// What part `n` of the cluster is, of 32. `None` if the entry contradicts itself.
     pub fn subcluster(self, n: u32) -> Option<Subcluster> {
         match self {
@@ -151,6 +156,24 @@ impl L2Format {
         let sectors = (entry & (COMPRESSED - 1)) >> sectors_bit;
         let length = (sectors + 1) * SECTOR - offset % SECTOR;
         L2Entry::Compressed { offset, length }
+    }
+
+    /// The bits of an entry of a cluster with data. `None` if it has none, where it is does not fit, or entries are extended.
+    pub fn encode(self, entry: L2Entry) -> Option<u64> {
+        match entry {
+            _ if self.extended => None,
+            L2Entry::Data(HostCluster { offset, copied }) if offset & !OFFSET_MASK == 0 => {
+                Some(offset | if copied { COPIED } else { 0 })
+            }
+            L2Entry::Compressed { offset, length } => {
+                let sectors_bit = 62 - (self.cluster_bits - 8);
+                let last = offset.checked_add(length)?.checked_sub(1)?;
+                let sectors = (last / SECTOR).checked_sub(offset / SECTOR)?;
+                let fits = offset >> sectors_bit == 0 && sectors >> (self.cluster_bits - 8) == 0;
+                fits.then_some(COMPRESSED | sectors << sectors_bit | offset)
+            }
+            _ => None,
+        }
     }
 
     /// Whether bits are set that should not be.

@@ -22,7 +22,7 @@ pub use bitmap::Bitmap;
 pub use extension::Extension;
 pub use header::{Crypt, Header, Version};
 pub use l1::L1Entry;
-pub use l2::{HostCluster, L2Entry};
+pub use l2::{HostCluster, L2Entry, L2Format};
 pub use snapshot::Snapshot;
 pub use unsupported::Unsupported;
 

@@ -156,9 +156,17 @@ proptest! {
         for extended in [false, true] {
             header.incompatible_features.set(Incompatible::EXTENDED_L2, extended);
             let format = L2Format::of(&header);
-            let _ = format.reserved(Raw { entry, bitmap });
-            if let L2Entry::Compressed { offset, length } = format.decode(Raw { entry, bitmap }) {
+            let raw = Raw { entry, bitmap };
+            let reserved = format.reserved(raw);
+            let decoded = format.decode(raw);
+            if let L2Entry::Compressed { offset, length } = decoded {
                 prop_assert!(offset.checked_add(length).is_some_and(|end| end.is_multiple_of(512)));
+            }
+            if let Some(encoded) = format.encode(decoded) {
+                prop_assert!(reserved || encoded == entry, "written as it was read");
+            } else {
+                let has_data = matches!(decoded, L2Entry::Data(_) | L2Entry::Compressed { .. });
+                prop_assert!(extended || !has_data);
             }
         }
     }

@@ -1,4 +1,5 @@
-//! What is done to an image that nobody has open as a disk: checking and repairing it, and its internal snapshots.
+//! What is done to an image that nobody has open as a disk: checking and repairing it, its internal snapshots, and
+//! compressed data in a new one.
 //!
 //! All of it is our own, above [`super::layout`]; none of it is on a data path. It reads the metadata piece by piece, so
 //! that memory is bounded whatever the image's size, and believes nothing that it reads: what points outside the
@@ -12,6 +13,7 @@
 //! Start reading at [`check()`]; [`Image`] is what all of them work on.
 
 mod check;
+mod compressed;
 mod copied;
 mod counts;
 mod image;
@@ -23,6 +25,7 @@ mod snapshots;
 mod tests;
 
 pub use check::{CheckReport, Repair, check};
+pub use compressed::CompressedWriter;
 pub use image::Image;
 pub use snapshots::{apply_snapshot, create_snapshot, delete_snapshot, find_snapshot};
 

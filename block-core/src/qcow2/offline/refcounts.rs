@@ -222,6 +222,12 @@ impl Refcounts {
 
     /// Writes what has changed, durably.
     pub fn flush(&mut self, image: &Image) -> io::Result<()> {
+        self.write(image)?;
+        image.sync()
+    }
+
+    /// Writes what has changed.
+    pub fn write(&mut self, image: &Image) -> io::Result<()> {
         for (index, block) in &mut self.blocks {
             let entry = self.table.get(*index as usize).and_then(|entry| entry.block_offset());
             if let Some(offset) = entry.filter(|_| block.changed) {
@@ -229,7 +235,7 @@ impl Refcounts {
                 block.changed = false;
             }
         }
-        image.sync()
+        Ok(())
     }
 }
 
