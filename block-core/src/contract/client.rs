@@ -2,6 +2,7 @@
 
 use crate::{Completion, Disk, Operation, Queue, Request, RequestFlags, RequestResult, Segment, Submission};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
 use std::os::fd::BorrowedFd;
 
 /// Longer than any request of these tests can take.
@@ -133,7 +134,7 @@ impl Client {
         let fd =
             self.queue.wait_fd().expect("a queue whose thread may sleep with requests pending has a wait_fd");
         let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
-        poll(&mut fds, Some(&patience)).expect("poll") > 0
+        retry_on_intr(|| poll(&mut fds, Some(&patience))).expect("poll") > 0
     }
 
     /// Sleeps until something has completed, and takes it.
