@@ -1,4 +1,5 @@
-//! The data of a chain: what a guest would see of it, read and written by the `imago` crate.
+//! The data of a chain, written by the `imago` crate: what a guest would see of it. What is only read is read by
+//! [`super::map`], which knows more kinds of images.
 //!
 //! imago does not order what it writes, so a qcow2 image that is written to carries the dirty bit from the first write to
 //! [`Data::sync`]: whoever is killed in between leaves an image that nobody takes for a good one, and that `check -r all`

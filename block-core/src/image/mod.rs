@@ -1,7 +1,7 @@
 //! What is done to images as files: what qemu-img does, over raw and qcow2, with its words and defaults.
 //!
-//! A [`Chain`] is an image and its backing files, opened and locked; [`map`] says where each range of it comes from,
-//! [`Data`] reads and writes it. The rest is one file for each thing that is done: [`create`], [`info`], [`resize`],
+//! A [`Chain`] is an image and its backing files, opened and locked; [`map`] says where each range of it comes from, and
+//! reads it; [`Data`] writes it. The rest is one file for each thing that is done: [`create`], [`info`], [`resize`],
 //! [`convert`], [`commit`], [`rebase`]. Checking and internal snapshots are qcow2's own: [`crate::qcow2::offline`].
 //!
 //! What it does not do: serve an image as a disk. Nothing here is on a data path; it blocks.
