@@ -1,7 +1,7 @@
 //! How other threads reach a reactor, and how it falls asleep without missing them.
 //!
 //! Two things wake a reactor. *Descriptors* that it waits on (sockets, disks) stay readable, so a wait that begins late
-//! ends at once. *Memory* that others write (its mailbox, doorbells) does not, so whoever writes has to know that the
+//! ends at once; so does one that begins after the alarm has rung. *Memory* that others write (its mailbox, doorbells) does not, so whoever writes has to know that the
 //! reactor sleeps, and the reactor that somebody has written. That is Dekker's problem, and this its usual answer:
 //!
 //! | who writes | the reactor ([`ReactorHandle::sleep`]) |
@@ -93,7 +93,6 @@ impl ReactorHandle {
             sleeper.wait();
         }
         self.asleep.store(false, Ordering::Relaxed);
-        self.alarm.silence();
         sleeper.disarm();
     }
 

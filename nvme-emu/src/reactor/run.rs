@@ -5,6 +5,7 @@
 //! round without work is the [`Poller`]'s to judge: look again, doze, or sleep.
 
 use super::PollMode;
+use super::alarm::Alarm;
 use super::attention::{Attention, BYTES_PER_UNIT};
 use super::disk_queues::DiskQueues;
 use super::doors::Doors;
@@ -56,7 +57,7 @@ impl Reactor {
         counters: Arc<super::ReactorStatistics>,
     ) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        watch(&epoll, reactors[index].alarm().fd(), NOT_A_DOOR)?;
+        watch(&epoll, reactors[index].alarm().fd(), NOT_A_DOOR, Alarm::WATCHED)?;
         Ok(Self {
             index,
             reactors,
@@ -189,7 +190,7 @@ impl Reactor {
                 self.attention.add();
             }
             Message::AddFrontDoor(front) => {
-                if let Err(error) = watch(&self.epoll, front.wait_fd(), self.doors.next_number()) {
+                if let Err(error) = watch(&self.epoll, front.wait_fd(), self.doors.next_number(), READABLE) {
                     tracing::error!("cannot watch a socket: {error}");
                 }
                 self.doors.add(front);
@@ -199,7 +200,8 @@ impl Reactor {
                 let mut new_fd = |fd: RawFd| {
                     // SAFETY: the disk queue that the descriptor belongs to was opened just now and is not dropped
                     // before the reactor's epoll descriptor is.
-                    if let Err(error) = watch(epoll, unsafe { BorrowedFd::borrow_raw(fd) }, NOT_A_DOOR) {
+                    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+                    if let Err(error) = watch(epoll, fd, NOT_A_DOOR, READABLE) {
                         tracing::error!("cannot watch a disk: {error}");
                     }
                 };
@@ -271,8 +273,10 @@ impl Sleeper for Rest<'_> {
 
 /// What epoll says of descriptors that are not a front door's.
 const NOT_A_DOOR: u64 = u64::MAX;
+/// How all descriptors but the alarm's are watched: for as long as there is something to read.
+const READABLE: epoll::EventFlags = epoll::EventFlags::IN;
 
-fn watch(epoll: &OwnedFd, fd: BorrowedFd<'_>, number: u64) -> io::Result<()> {
-    epoll::add(epoll, fd, epoll::EventData::new_u64(number), epoll::EventFlags::IN)?;
+fn watch(epoll: &OwnedFd, fd: BorrowedFd<'_>, number: u64, flags: epoll::EventFlags) -> io::Result<()> {
+    epoll::add(epoll, fd, epoll::EventData::new_u64(number), flags)?;
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! Descriptors: what `src/reactor/alarm.rs` is to the reactor, and a socket beside it, behind one epoll.
+//! Descriptors: what `src/reactor/alarm.rs` is to the reactor, reported once a ring, and a socket beside it, behind one
+//! epoll.
 
 use loom::sync::Mutex;
 use loom::thread::{self, Thread};
@@ -25,7 +26,8 @@ impl Alarm {
         self.reactor.unpark();
     }
 
-    pub fn silence(&self) {
+    /// A look at epoll while awake: it is told of the ring, and no wait will be any more.
+    pub fn glance(&self) {
         self.readable.lock().unwrap().alarm = false;
     }
 
@@ -41,7 +43,7 @@ impl Alarm {
             {
                 let mut readable = self.readable.lock().unwrap();
                 if readable.alarm || readable.messages > 0 {
-                    readable.messages = 0;
+                    *readable = Readable::default();
                     return;
                 }
             }

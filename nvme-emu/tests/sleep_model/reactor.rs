@@ -67,6 +67,7 @@ impl Reactor {
                 received += 1;
             }
             let found = queue.look();
+            model.handle.alarm().glance();
             if queue.seen == tail && received == messages {
                 return;
             }
