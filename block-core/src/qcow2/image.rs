@@ -175,6 +175,21 @@ impl Image {
         self.pages.write_back(data_file, durable)
     }
 
+    /// Whether a cluster has been freed that is still in use on the medium, which then nobody may take. A reference that has
+    /// gone is not enough, if there are others: each copy of a cluster that is a snapshot's too takes one away.
+    pub fn frees_a_cluster(&self) -> io::Result<bool> {
+        if !self.pages.freed() {
+            return Ok(false);
+        }
+        // So that its refcounts are in our pages.
+        self.imago()?.flush()?;
+        let frees = self.pages.frees_a_cluster()?;
+        if !frees {
+            self.pages.looked_at();
+        }
+        Ok(frees)
+    }
+
     /// Lets imago forget what it has read. Nothing may be dirty.
     pub fn forget(&self) -> io::Result<()> {
         self.pages.forget_bytes_known();

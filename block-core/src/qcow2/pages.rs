@@ -19,7 +19,8 @@ use super::fault::{Fault, Faults, Step};
 use super::layout::{Header, L1Entry, refcount};
 use crate::image_file::ImageFile;
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -38,7 +39,7 @@ pub(super) struct Pages {
     page_bits: u32,
     state: Mutex<State>,
     dirty: AtomicUsize,
-    /// A cluster may have been freed since the metadata was last made durable.
+    /// A cluster may have been freed that is still in use on the medium.
     freed: AtomicBool,
     /// Bytes that imago has read, or that were written back for it, and so may keep.
     known: AtomicU64,
@@ -53,6 +54,8 @@ type Page<'a> = (u64, Cow<'a, [u8]>);
 
 struct State {
     dirty: BTreeMap<u64, Box<[u8]>>,
+    /// Those with refcounts that have changed since somebody looked for clusters that are not in use any more.
+    recounted: BTreeSet<u64>,
     tables: Tables,
     /// Clusters that hold metadata, for nobody to take them for data.
     metadata: HashSet<u64>,
@@ -86,6 +89,7 @@ impl Pages {
             page_bits: header.cluster_bits.min(MAX_PAGE_BITS),
             state: Mutex::new(State {
                 dirty: BTreeMap::new(),
+                recounted: BTreeSet::new(),
                 tables: Tables::default(),
                 metadata: HashSet::new(),
                 moved: false,
@@ -138,9 +142,38 @@ impl Pages {
         self.writes.load(Ordering::Relaxed)
     }
 
-    /// Notes that clusters are about to be freed.
+    /// Notes that references to clusters are about to go.
     pub fn freeing(&self) {
         self.freed.store(true, Ordering::Relaxed);
+    }
+
+    /// Notes that everything that has gone so far has been looked for by [`Pages::frees_a_cluster`].
+    pub fn looked_at(&self) {
+        self.freed.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the refcounts here free a cluster that, by the file's, is in use: of those that have changed since this last
+    /// said no.
+    pub fn frees_a_cluster(&self) -> io::Result<bool> {
+        let mut guard = locked(&self.state);
+        let state = &mut *guard;
+        if state.moved {
+            // Which pages have refcounts is found out when they are written back.
+            return Ok(true);
+        }
+        let order = self.header.refcount_order;
+        let mut was = vec![0; 1 << self.page_bits];
+        for number in &state.recounted {
+            let Some(page) = state.dirty.get(number) else { continue };
+            self.file.read_at(number << self.page_bits, &mut was)?;
+            let free =
+                |index| refcount::get(&was, index, order) > 0 && refcount::get(page, index, order) == 0;
+            if (0..(page.len() << 3) >> order).any(free) {
+                return Ok(true);
+            }
+        }
+        state.recounted.clear();
+        Ok(false)
     }
 
     /// Whether a cluster may have been freed whose old use is still on the medium: then none may be taken.
@@ -207,17 +240,22 @@ impl Pages {
             let start = number << self.page_bits;
             let n = (start + (1 << self.page_bits)).min(end) - at;
             let from = &data[(at - offset) as usize..(at - offset + n) as usize];
-            let page = match state.dirty.entry(number) {
-                std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
-                std::collections::btree_map::Entry::Vacant(entry) => {
+            let (page, is_new) = match state.dirty.entry(number) {
+                Entry::Occupied(entry) => (entry.into_mut(), false),
+                Entry::Vacant(entry) => {
                     let mut page = vec![0; 1 << self.page_bits].into_boxed_slice();
                     if n < 1 << self.page_bits {
                         self.file.read_at(start, &mut page)?;
                     }
-                    entry.insert(page)
+                    (entry.insert(page), true)
                 }
             };
-            page[(at - start) as usize..(at - start + n) as usize].copy_from_slice(from);
+            let place = &mut page[(at - start) as usize..(at - start + n) as usize];
+            // imago writes whole blocks, whatever has changed in them.
+            if state.tables.refcount_blocks.contains(&(at >> bits)) && (is_new || place != from) {
+                state.recounted.insert(number);
+            }
+            place.copy_from_slice(from);
             at += n;
         }
         self.dirty.store(state.dirty.len(), Ordering::Relaxed);
@@ -343,6 +381,7 @@ impl Pages {
         }
         self.known.fetch_add(self.dirty_bytes(), Ordering::Relaxed);
         state.dirty.clear();
+        state.recounted.clear();
         self.dirty.store(0, Ordering::Relaxed);
         self.freed.store(false, Ordering::Relaxed);
         Ok(())

@@ -115,8 +115,8 @@ impl Shapes {
     }
 }
 
-/// Fills an image, and takes a snapshot of it.
-fn shared(contents: Contents, data: &[u8]) -> Contents {
+/// An image that is filled with data, all of which is a snapshot's too.
+pub fn shared(contents: Contents, data: &[u8]) -> Contents {
     let file = SimulatedFile::new(contents, 0);
     let disk = open(&file, "cache=unsafe").unwrap();
     Client::new(&disk, 1).write(0, data);

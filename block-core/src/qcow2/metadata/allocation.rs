@@ -121,11 +121,10 @@ impl Metadata {
 
     /// A cluster that was freed is still in use on the medium until the metadata that freed it is there too.
     pub(super) fn before_allocating(&mut self, shared: &Shared) -> io::Result<()> {
-        if self.image()?.pages.freed() && !shared.faults.has(Fault::FreedTakenAtOnce) {
-            self.write_back(shared)
-        } else {
-            Ok(())
+        if shared.faults.has(Fault::FreedTakenAtOnce) {
+            return Ok(());
         }
+        if self.image()?.frees_a_cluster()? { self.write_back(shared) } else { Ok(()) }
     }
 }
 
