@@ -8,6 +8,7 @@
 use rustix::fd::BorrowedFd;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::time::{Duration, Instant};
 
 const PERMISSION_BASE: u64 = 100;
 const UNSHARED_BASE: u64 = 200;
@@ -38,10 +39,32 @@ pub(crate) enum Access {
     WriteAndResize,
 }
 
-/// Locks a file as QEMU does for a guest's disk: we use it as `access` says, and want nobody else to write or resize it. Ends with [`unlock`], or when the last descriptor of this open file is closed.
+/// How long a lock may be in the way that is about to go: who is killed lets go of files a little after its end, when its
+/// io_uring has been taken down, and a child that has not got to its exec holds its parent's.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Locks a file as QEMU does for a guest's disk: we use it as `access` says, and want nobody else to write or resize it.
+/// Ends with [`unlock`], or when the last descriptor of this open file is closed.
 ///
 /// A file system without such locks is no error: then nobody can see anybody.
 pub(crate) fn lock(file: BorrowedFd<'_>, access: Access) -> Result<(), LockError> {
+    let began = Instant::now();
+    loop {
+        match lock_at_once(file, access) {
+            Err(error @ (LockError::Written | LockError::InUse)) => {
+                // Not in anybody's way meanwhile, nor afterwards.
+                unlock(file);
+                if began.elapsed() >= PATIENCE {
+                    return Err(error);
+                }
+                std::thread::sleep(PATIENCE / 20);
+            }
+            result => return result,
+        }
+    }
+}
+
+fn lock_at_once(file: BorrowedFd<'_>, access: Access) -> Result<(), LockError> {
     let used: &[u64] = match access {
         Access::Read => &[CONSISTENT_READ],
         Access::Write => &[CONSISTENT_READ, WRITE],
@@ -113,4 +136,27 @@ fn no_locks(error: &io::Error) -> bool {
 
 fn would_block(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_lock_that_goes_in_a_moment_is_waited_for_and_another_is_not() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let open = || File::options().read(true).write(true).open(file.path()).unwrap();
+        let (one, other) = (open(), open());
+        lock(one.as_fd(), Access::Write).unwrap();
+        assert!(matches!(lock(other.as_fd(), Access::Write), Err(LockError::InUse | LockError::Written)));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(PATIENCE / 4);
+                drop(one);
+            });
+            lock(other.as_fd(), Access::Write).unwrap();
+        });
+    }
 }

@@ -1,9 +1,9 @@
 //! Compressed clusters.
 
 use super::image::corrupt;
-use miniz_oxide::inflate::TINFLStatus;
-use miniz_oxide::inflate::core::{DecompressorOxide, decompress as inflate, inflate_flags};
+use flate2::{Decompress, FlushDecompress};
 use ruzstd::decoding::StreamingDecoder;
+use std::fmt::Display;
 use std::io::{self, Read};
 
 /// How an image compresses, as its header's `compression_type` has it.
@@ -32,21 +32,19 @@ impl Compression {
     ///
     /// It is damaged, or gives less than a cluster.
     pub fn decompress(self, data: &[u8], cluster: &mut [u8]) -> io::Result<()> {
+        let damaged = |reason: &dyn Display| corrupt(format!("a compressed cluster is damaged ({reason})"));
         match self {
             Self::Zlib => {
-                let flags = inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
-                let (status, _, n) = inflate(&mut DecompressorOxide::new(), data, cluster, 0, flags);
-                match status {
-                    TINFLStatus::Done | TINFLStatus::HasMoreOutput if n == cluster.len() => Ok(()),
-                    status => {
-                        Err(corrupt(format!("a compressed cluster is damaged ({status:?}, {n} bytes)")))
-                    }
+                let mut decompress = Decompress::new(false);
+                let status = decompress.decompress(data, cluster, FlushDecompress::Finish);
+                let status = status.map_err(|error| damaged(&error))?;
+                if decompress.total_out() == cluster.len() as u64 {
+                    Ok(())
+                } else {
+                    Err(damaged(&format_args!("{status:?} after {} bytes", decompress.total_out())))
                 }
             }
             Self::Zstd => {
-                let damaged = |reason: &dyn std::fmt::Display| {
-                    corrupt(format!("a compressed cluster is damaged ({reason})"))
-                };
                 let mut decoder = StreamingDecoder::new(data).map_err(|error| damaged(&error))?;
                 decoder.read_exact(cluster).map_err(|error| damaged(&error))
             }
