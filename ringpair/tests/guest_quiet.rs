@@ -21,11 +21,9 @@ fn an_idle_guest_costs_next_to_nothing_and_a_busy_one_hardly_a_message() {
     let (before, started) = (served.process.cpu_time().expect("it runs"), Instant::now());
     std::thread::sleep(idle);
     let used = served.process.cpu_time().expect("it runs") - before;
-    assert!(
-        used * 500 <= started.elapsed(),
-        "{used:?} of {:?} while the guest does nothing",
-        started.elapsed()
-    );
+    let elapsed = started.elapsed();
+    println!("CPU time while the guest does nothing: {used:?} of {elapsed:?}");
+    assert!(used * 500 <= elapsed, "{used:?} of {elapsed:?} while the guest does nothing");
 
     // Single seconds scatter, in both directions, with what else the machine does: the median has to keep the promise.
     let mut ratios: Vec<f64> = (0..5).map(|_| messages_per_request(&guest, &tap)).collect();

@@ -1,8 +1,9 @@
 //! How other threads reach a reactor, and how it falls asleep without missing them.
 //!
 //! Two things wake a reactor. *Descriptors* that it waits on (sockets, disks) stay readable, so a wait that begins late
-//! ends at once; so does one that begins after the alarm has rung. *Memory* that others write (its mailbox, doorbells) does not, so whoever writes has to know that the
-//! reactor sleeps, and the reactor that somebody has written. That is Dekker's problem, and this its usual answer:
+//! ends at once; so does one that begins after the alarm has rung. *Memory* that others write (its mailbox, doorbells)
+//! does not, so whoever writes has to know that the reactor sleeps, and the reactor that somebody has written. That is
+//! Dekker's problem, and this its usual answer:
 //!
 //! | who writes | the reactor ([`ReactorHandle::sleep`]) |
 //! |---|---|
