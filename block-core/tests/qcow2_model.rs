@@ -8,10 +8,13 @@ mod images;
 
 use block_core::contract::{Client, Memory, pattern};
 use block_core::image::create::Preallocation;
+use block_core::image::info::ImageInfo;
+use block_core::image::map::{Extent, Mapper};
 use block_core::image::resize::{NewSize, resize};
-use block_core::image::{Access, Chain, Format, Layer};
+use block_core::image::{Access, Chain, Format, ImageError, Layer};
 use block_core::{Disk, Operation, RequestFlags, Submission, Unmapped};
 use images::Images;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -61,6 +64,21 @@ struct Case {
     resizes_with_snapshots: bool,
     random: Random,
     step: u64,
+}
+
+/// An extent as `qemu-img map` has it.
+fn extent(json: &Value) -> Extent {
+    let (number, word) = (|name| json[name].as_u64(), |name| json[name].as_bool().unwrap());
+    Extent {
+        start: number("start").unwrap(),
+        length: number("length").unwrap(),
+        depth: number("depth").unwrap() as usize,
+        present: word("present"),
+        zero: word("zero"),
+        data: word("data"),
+        compressed: word("compressed"),
+        offset: number("offset"),
+    }
 }
 
 /// Makes `base.qcow2` over `base.img`, which has some data of its own, in pieces smaller than the clusters above it.
@@ -354,12 +372,34 @@ impl Case {
         self.images.qemu_img(&["compare", "-f", "raw", "-F", "qcow2", &text(&raw), &text(&self.path)]);
     }
 
+    /// `map` and `info` say what qemu-img says.
+    fn compare_with_map(&self) {
+        let path = self.path.to_str().unwrap();
+        let asked = |command| {
+            let json = self.images.qemu_img(&[command, "--output=json", "-f", "qcow2", path]);
+            serde_json::from_str::<Value>(&json).unwrap()
+        };
+        let chain = Chain::open(&self.path, Some(Format::Qcow2), Access::Read).unwrap();
+        let mut ours = Vec::new();
+        let mapped = Mapper::new(&chain).unwrap().each(|extent| {
+            ours.push(extent);
+            Ok::<(), ImageError>(())
+        });
+        mapped.unwrap();
+        assert_eq!(ours, asked("map").as_array().unwrap().iter().map(extent).collect::<Vec<_>>());
+        let (theirs, ours) = (asked("info"), ImageInfo::of(chain.top()).unwrap());
+        assert_eq!(theirs["virtual-size"], ours.virtual_size);
+        assert_eq!(ours.virtual_size, self.model.len() as u64);
+        assert_eq!(theirs["dirty-flag"], false);
+    }
+
     fn finish(mut self) {
         let whole = Client::new(self.disk(), 8).read(0, self.model.len());
         assert!(whole == self.model, "the whole, in the end");
         self.close();
         self.images.check(&self.path);
         self.compare(&self.model);
+        self.compare_with_map();
         for (name, model) in &self.snapshots {
             self.images.qemu_img(&["snapshot", "-a", name, self.path.to_str().unwrap()]);
             self.compare(model);

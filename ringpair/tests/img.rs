@@ -6,6 +6,7 @@ use fixtures::{QemuImg, qemu_img_or_skip, qemu_imgs_or_skip};
 use program::{Folder, contents, fail, img_json as json, kill_after, ringpair, succeed};
 use serde_json::Value;
 use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
 /// Options of `qemu-img create`.
@@ -24,6 +25,7 @@ const IMAGES: &[&str] = &[
     "preallocation=full",
     "data_file=DATA",
     "data_file=DATA,data_file_raw=on",
+    "data_file=DATA,preallocation=metadata",
     "compression_type=zlib",
     "compression_type=zstd",
     "compression_type=zstd,cluster_size=2M",
@@ -76,6 +78,21 @@ fn info_check_and_map_say_what_qemu_img_says_of_images_of_every_kind() {
         succeed(&["img", "convert", &image, &ours]);
         assert!(contents(theirs.as_ref()) == contents(ours.as_ref()), "{options}: other data");
     }
+}
+
+#[test]
+fn holes_in_the_metadata_of_an_image_with_a_data_file_say_nothing_of_its_data() {
+    let Some(qemu) = qemu_img_or_skip() else { return };
+    let folder = Folder::new();
+    let image = make(qemu, &folder, "data_file=DATA", "9M");
+    qemu.io(&image, "qcow2", &["write -P 1 0 1M", "write -P 2 3M 64k"]);
+    // Then it looks as if it had been preallocated.
+    let (sparse, ours) = (folder.text("sparse.qcow2"), folder.text("ours.raw"));
+    let copied = Command::new("cp").args(["--sparse=always", &image, &sparse]).status();
+    assert!(copied.expect("cp").success());
+    agree(qemu, &sparse, "a sparse copy");
+    succeed(&["img", "convert", &sparse, &ours]);
+    assert!(qemu.ok(&["compare", "-F", "raw", "-f", "qcow2", &sparse, &ours]).contains("identical"));
 }
 
 #[test]

@@ -209,9 +209,13 @@ impl<'a> LayerMap<'a> {
         }
         let (mut status, mut length) = self.look_up(start, length)?;
         if let (true, true, Some(offset)) = (self.preallocated, status.data, status.offset) {
-            (status.zero, length) = hole(&self.layer.file, offset, length)?;
+            (status.zero, length) = hole(self.data_file(), offset, length)?;
         }
         Ok((status, length))
+    }
+
+    fn data_file(&self) -> &'a File {
+        self.layer.data_file.as_ref().map_or(&self.layer.file, |(_, file)| file)
     }
 
     fn look_up(&mut self, start: u64, length: u64) -> io::Result<(Status, u64)> {
@@ -257,10 +261,9 @@ impl<'a> LayerMap<'a> {
 
     /// Reads an extent of this image's that has just been looked up.
     fn read(&mut self, extent: Extent, into: &mut [u8]) -> io::Result<()> {
-        let file = self.layer.data_file.as_ref().map_or(&self.layer.file, |(_, file)| file);
         match extent.offset {
             _ if extent.zero => into.fill(0),
-            Some(offset) => read_zero_padded(file, offset, into)?,
+            Some(offset) => read_zero_padded(self.data_file(), offset, into)?,
             None => self.read_compressed(extent.start, into)?,
         }
         Ok(())
