@@ -181,6 +181,22 @@ fn compressed_clusters_and_subclusters_read_as_in_qemu() {
     }
 }
 
+/// A few sectors at every multiple of `step`.
+fn write_here_and_there(disk: &dyn Disk, step: usize, seen: &mut [u8]) {
+    for at in (0..seen.len()).step_by(step) {
+        let data = pattern(3, at as u64, 1536);
+        Client::new(disk, 4).write(at as u64, &data);
+        seen[at..at + data.len()].copy_from_slice(&data);
+    }
+}
+
+/// To qemu-img an image is right, and this is what it holds.
+fn holds(images: &Images, path: &Path, seen: &[u8]) {
+    images.check(path);
+    std::fs::write(images.path("seen.img"), seen).unwrap();
+    images.qemu_img(&["compare", "-F", "raw", path.to_str().unwrap(), "seen.img"]);
+}
+
 #[test]
 fn an_overlay_copies_from_compressed_clusters_and_subclusters() {
     for options in PACKED {
@@ -192,16 +208,10 @@ fn an_overlay_copies_from_compressed_clusters_and_subclusters() {
             "8M",
         );
         let disk = open(&overlay, "").unwrap();
-        for at in (0..8 << 20).step_by(300 << 10) {
-            let data = pattern(3, at as u64, 1536);
-            Client::new(&*disk, 4).write(at as u64, &data);
-            seen[at..at + data.len()].copy_from_slice(&data);
-        }
+        write_here_and_there(&*disk, 300 << 10, &mut seen);
         assert!(Client::new(&*disk, 8).read(0, seen.len()) == seen, "{options}");
         drop(disk);
-        images.check(&overlay);
-        std::fs::write(images.path("seen.img"), &seen).unwrap();
-        images.qemu_img(&["compare", "-F", "raw", "overlay.qcow2", "seen.img"]);
+        holds(&images, &overlay, &seen);
     }
 }
 
@@ -228,15 +238,9 @@ fn what_is_written_over_zstd_is_not_compressed_and_the_rest_stays() {
     for options in PACKED.iter().filter(|options| !options.contains("extended")) {
         let (path, mut seen) = packed(&images, options);
         let disk = open(&path, "").unwrap();
-        for at in (0..8 << 20).step_by(150 << 10) {
-            let data = pattern(3, at as u64, 1536);
-            Client::new(&*disk, 4).write(at as u64, &data);
-            seen[at..at + data.len()].copy_from_slice(&data);
-        }
+        write_here_and_there(&*disk, 150 << 10, &mut seen);
         drop(disk);
-        images.check(&path);
-        std::fs::write(images.path("seen.img"), &seen).unwrap();
-        images.qemu_img(&["compare", "-F", "raw", "packed.qcow2", "seen.img"]);
+        holds(&images, &path, &seen);
     }
 }
 

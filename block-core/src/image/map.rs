@@ -2,7 +2,7 @@
 
 use super::chain::{Chain, Layer};
 use super::{ImageError, Result};
-use crate::qcow2::compressed::Compression;
+use crate::qcow2::compressed::{Compression, read_clusters};
 use crate::qcow2::layout::l2::{L2Entry, L2Format, Raw, Subcluster};
 use crate::qcow2::layout::{HostCluster, L1Entry, l1};
 use rustix::fs::{SeekFrom, seek};
@@ -260,7 +260,7 @@ impl<'a> LayerMap<'a> {
     }
 
     /// Reads an extent of this image's that has just been looked up.
-    fn read(&mut self, extent: Extent, into: &mut [u8]) -> io::Result<()> {
+    fn read(&self, extent: Extent, into: &mut [u8]) -> io::Result<()> {
         match extent.offset {
             _ if extent.zero => into.fill(0),
             Some(offset) => read_zero_padded(self.data_file(), offset, into)?,
@@ -269,29 +269,22 @@ impl<'a> LayerMap<'a> {
         Ok(())
     }
 
-    fn read_compressed(&mut self, mut start: u64, mut into: &mut [u8]) -> io::Result<()> {
+    fn read_compressed(&self, start: u64, into: &mut [u8]) -> io::Result<()> {
         let Some(header) = &self.layer.header else { return Ok(()) };
         let compression = Compression::of(header.compression_type);
         let compression = compression.ok_or_else(|| corrupt("compressed cluster", start))?;
-        let mut cluster = vec![0; header.cluster_size() as usize];
-        while !into.is_empty() {
-            let within = start as usize & (cluster.len() - 1);
-            let entry = (start & ((1 << header.l2_table_bits()) - 1)) >> header.cluster_bits;
+        read_clusters(header.cluster_size(), start, into, |at, cluster| {
+            let entry = (at & ((1 << header.l2_table_bits()) - 1)) >> header.cluster_bits;
             let raw = self.l2.as_ref().and_then(|(_, entries)| entries.get(entry as usize));
             let Some(L2Entry::Compressed { offset, length }) =
                 raw.map(|raw| L2Format::of(header).decode(*raw))
             else {
-                return Err(corrupt("compressed cluster", start));
+                return Err(corrupt("compressed cluster", at));
             };
             let mut data = vec![0; length as usize];
             read_zero_padded(&self.layer.file, offset, &mut data)?;
-            compression.decompress(&data, &mut cluster)?;
-            let (piece, rest) = into.split_at_mut((cluster.len() - within).min(into.len()));
-            piece.copy_from_slice(&cluster[within..within + piece.len()]);
-            start += piece.len() as u64;
-            into = rest;
-        }
-        Ok(())
+            compression.decompress(&data, cluster)
+        })
     }
 
     fn read_l2(&self, offset: u64) -> io::Result<Vec<Raw>> {

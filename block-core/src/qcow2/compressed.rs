@@ -51,3 +51,27 @@ impl Compression {
         }
     }
 }
+
+/// Fills a buffer from `offset` of the guest's on, a part of one compressed cluster or several. `read` gives the whole
+/// cluster that an offset is in.
+///
+/// # Errors
+///
+/// As `read`.
+pub(crate) fn read_clusters(
+    cluster_size: u64,
+    mut offset: u64,
+    mut into: &mut [u8],
+    mut read: impl FnMut(u64, &mut [u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut cluster = vec![0; cluster_size as usize];
+    while !into.is_empty() {
+        read(offset, &mut cluster)?;
+        let from = &cluster[offset as usize & (cluster.len() - 1)..];
+        let (piece, rest) = into.split_at_mut(from.len().min(into.len()));
+        piece.copy_from_slice(&from[..piece.len()]);
+        offset += piece.len() as u64;
+        into = rest;
+    }
+    Ok(())
+}

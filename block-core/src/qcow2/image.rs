@@ -1,7 +1,7 @@
 //! An image's metadata: imago, with our [`Pages`] below it; or, where imago does not know what the image has,
 //! [`Entries`], which only reads.
 
-use super::compressed::Compression;
+use super::compressed::{Compression, read_clusters};
 use super::entries::Entries;
 use super::layout::feature::Autoclear;
 use super::layout::{Header, L2Entry, Version};
@@ -97,17 +97,9 @@ impl Image {
     }
 
     /// Reads what is compressed: a part of one cluster, or several.
-    pub fn read_compressed(&self, mut offset: u64, mut into: &mut [u8]) -> io::Result<()> {
-        let mut cluster = vec![0; self.header.cluster_size() as usize];
-        while !into.is_empty() {
-            self.read_compressed_cluster(offset, &mut cluster)?;
-            let from = &cluster[offset as usize & (cluster.len() - 1)..];
-            let (piece, rest) = into.split_at_mut(from.len().min(into.len()));
-            piece.copy_from_slice(&from[..piece.len()]);
-            offset += piece.len() as u64;
-            into = rest;
-        }
-        Ok(())
+    pub fn read_compressed(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        let read = |offset, cluster: &mut [u8]| self.read_compressed_cluster(offset, cluster);
+        read_clusters(self.header.cluster_size(), offset, into, read)
     }
 
     fn read_compressed_cluster(&self, offset: u64, cluster: &mut [u8]) -> io::Result<()> {
