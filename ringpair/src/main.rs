@@ -11,6 +11,7 @@ mod disk;
 mod failure;
 mod identify;
 mod img;
+mod interruption;
 mod io;
 mod nvme;
 mod query;

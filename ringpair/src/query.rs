@@ -2,6 +2,7 @@
 
 use crate::controller::Opened;
 use crate::failure::OutputClosed;
+use crate::interruption::Interruption;
 use crate::target::Target;
 use anyhow::{Context, Result};
 use nvme_vfio::{Controller, Options};
@@ -27,16 +28,20 @@ impl Query {
         Self { target: target.parse().unwrap(), json: false }
     }
 
-    /// Asks the target's controller, and lets go of it.
+    /// Asks the target's controller, and lets go of it, also when the program is told to end meanwhile.
     ///
     /// # Errors
     ///
     /// The target cannot be reached, or what the question fails with.
     pub fn ask<T>(&self, question: impl FnOnce(&Controller) -> Result<T>) -> Result<T> {
+        let interruption = Interruption::watch()?;
         let opened = Opened::target(&self.target, Options::default())?;
         let answer = question(&opened.controller);
         let closed = opened.close();
-        answer.and_then(|answer| closed.map(|()| answer))
+        let answer = answer?;
+        closed?;
+        interruption.check()?;
+        Ok(answer)
     }
 
     /// Prints an answer, as JSON or as text.

@@ -1,7 +1,7 @@
 //! `ringpair io` on a disk in the same process and on a server: what was written is there, and in the file.
 
 mod program;
-use program::{Folder, Served, contents, fail, succeed};
+use program::{Folder, Served, contents, fail, signal_when, succeed};
 use rustix::process::Signal;
 
 /// Runs it for a target and expects success.
@@ -75,6 +75,23 @@ fn data_comes_from_a_file_and_goes_to_one() {
     io(&disk, &format!("read --offset 4k --length 512 --output {copy}"));
     let data = contents(&folder.path("copy"));
     assert_eq!((&data[..5], data.len()), (&b"hello"[..], 512));
+}
+
+#[test]
+fn told_to_end_it_lets_go_of_the_controller_and_says_so() {
+    let folder = Folder::new();
+    let (socket, copy) = (folder.text("socket"), folder.text("copy"));
+    let served = Served::start(&["--socket", &socket, "null:1T"]);
+    let target = format!("vfio-user:{socket}");
+    for signal in [Signal::INT, Signal::TERM] {
+        let _ = std::fs::remove_file(&copy);
+        let begun = || std::fs::metadata(&copy).is_ok_and(|file| file.len() > 0);
+        let output = signal_when(begun, signal, &["io", &target, "read", "--bs", "4k", "--output", &copy]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let errors = String::from_utf8(output.stderr).expect("text");
+        assert_eq!(errors, format!("ringpair: {target}: interrupted\n"));
+    }
+    assert_eq!(served.end(Signal::TERM), Some(0));
 }
 
 #[test]

@@ -26,9 +26,10 @@ mod workload;
 
 use crate::count::count;
 use crate::failure::{OutputClosed, Usage};
+use crate::interruption::Interruption;
 use crate::serve::Poll;
 use crate::target::Target;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use block_core::spec::{SIZE, parse_size};
 use contention::Watch;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -37,12 +38,9 @@ use nvme_vfio::Options;
 use place::Place;
 use placement::Placement;
 use report::Row;
-use signal_hook::consts::{SIGINT, SIGTERM};
 use std::io::Write as _;
 use std::num::NonZeroU16;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use subject::Kind;
 use temporary_file::TemporaryFile;
@@ -142,8 +140,7 @@ struct Bench {
     arguments: Arguments,
     placement: Placement,
     progress: ProgressBar,
-    /// Set by SIGINT and SIGTERM.
-    interrupted: Arc<AtomicBool>,
+    interruption: Interruption,
 }
 
 impl Bench {
@@ -154,13 +151,7 @@ impl Bench {
                 "only one CPU to run on: driver and controller take turns, and figures say little"
             );
         }
-        let interrupted = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM] {
-            // The second one ends the program where it stands.
-            signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&interrupted))?;
-            signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
-        }
-        Ok(Self { arguments, placement, progress: progress_bar()?, interrupted })
+        Ok(Self { arguments, placement, progress: progress_bar()?, interruption: Interruption::watch()? })
     }
 
     fn measure(&self, rows: &mut Vec<Row>) -> Result<()> {
@@ -277,13 +268,14 @@ impl Bench {
                 let before = stages()?;
                 let (measured, undisturbed) = place.drive(|drive| {
                     let watch = Watch::start(workload, &self.placement, place);
-                    let measured = row::measure(workload, drive, &self.placement, runtime, &self.interrupted)
-                        .with_context(|| {
-                            format!("{name} {} iodepth={}", workload.pattern, workload.iodepth)
-                        })?;
+                    let measured =
+                        row::measure(workload, drive, &self.placement, runtime, &self.interruption)
+                            .with_context(|| {
+                                format!("{name} {} iodepth={}", workload.pattern, workload.iodepth)
+                            })?;
                     Ok((measured, watch.undisturbed()))
                 })?;
-                ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
+                self.interruption.check()?;
                 let stages = stages()?.zip(before).and_then(|(after, before)| after.since(&before));
                 Ok(((measured, stages), undisturbed))
             },

@@ -4,10 +4,11 @@ use super::latency::{Latency, Sampler, Samples};
 use super::placement::{Placement, pin};
 use super::workload::{Direction, Sequence, Workload};
 use crate::failure::Usage;
+use crate::interruption::Interruption;
 use anyhow::{Context, Result, anyhow};
 use nvme_vfio::{Controller, DmaBuffer, Namespace, QueuePair, SubmitError};
 use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -48,7 +49,7 @@ pub fn measure(
     drive: &Drive<'_>,
     placement: &Placement,
     runtime: Duration,
-    interrupted: &AtomicBool,
+    interruption: &Interruption,
 ) -> Result<Measured> {
     check(workload, drive)?;
     let jobs: Vec<Job> =
@@ -74,7 +75,7 @@ pub fn measure(
         start.wait();
         for (next, duration) in [(MEASURING, WARM_UP), (OVER, runtime)] {
             let deadline = Instant::now() + duration;
-            while !interrupted.load(Ordering::Relaxed) && phase.load(Ordering::Relaxed) != OVER {
+            while !interruption.is_told() && phase.load(Ordering::Relaxed) != OVER {
                 let left = deadline.saturating_duration_since(Instant::now());
                 if left.is_zero() {
                     // Only from the phase before: a job that failed has moved it to the end.

@@ -4,6 +4,7 @@ mod pattern;
 
 use crate::controller::Opened;
 use crate::failure::{OutputClosed, Usage};
+use crate::interruption::Interruption;
 use crate::target::Target;
 use anyhow::{Context, Result, anyhow, ensure};
 use block_core::spec::{SIZE, parse_size};
@@ -124,9 +125,10 @@ fn size(text: &str) -> Result<u64, String> {
 ///
 /// The target cannot be reached, a command fails, or data is not what it should be.
 pub fn run(arguments: &Arguments) -> Result<()> {
+    let interruption = Interruption::watch()?;
     let opened = Opened::target(&arguments.target, Options::default())?;
-    let done =
-        Session::new(&opened, &arguments.target).and_then(|mut session| session.run(&arguments.operation));
+    let done = Session::new(&opened, &arguments.target, interruption)
+        .and_then(|mut session| session.run(&arguments.operation));
     let summary = done.and_then(|summary| opened.close().map(|()| summary));
     let summary = summary.with_context(|| arguments.target.to_string())?;
     writeln!(std::io::stdout(), "{summary}").context(OutputClosed)
@@ -140,18 +142,19 @@ struct Session {
     namespace: Namespace,
     /// Whether the controller has a Copy command.
     copies: bool,
+    interruption: Interruption,
 }
 
 /// Most bytes a command transfers unless told otherwise.
 const TRANSFER: u32 = 1 << 20;
 
 impl Session {
-    fn new(opened: &Opened, target: &Target) -> Result<Self> {
+    fn new(opened: &Opened, target: &Target, interruption: Interruption) -> Result<Self> {
         let controller = &opened.controller;
         let namespace = opened.namespace(target)?;
         let buffer = controller.alloc_dma(controller.max_transfer().min(TRANSFER) as usize)?;
         let copies = controller.identify().oncs.copy();
-        Ok(Self { pair: controller.queue_pair()?, buffer, namespace, copies })
+        Ok(Self { pair: controller.queue_pair()?, buffer, namespace, copies, interruption })
     }
 
     fn run(&mut self, operation: &Operation) -> Result<String> {
@@ -354,12 +357,13 @@ impl Session {
         (piece.offset / u64::from(block_size), piece.len as u32 / block_size)
     }
 
-    /// Submits one command and waits for its end.
+    /// Submits one command, unless the program was told to end, and waits for the command's end.
     fn command(
         &mut self,
         what: &str,
         submit: impl FnOnce(&mut Self) -> Result<(), SubmitError>,
     ) -> Result<()> {
+        self.interruption.check()?;
         submit(self).with_context(|| what.to_owned())?;
         self.pair.kick();
         let mut ended: Option<Result<(), Status>> = None;

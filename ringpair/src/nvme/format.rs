@@ -3,6 +3,7 @@
 use crate::controller::Opened;
 use crate::failure::Usage;
 use crate::identify::size;
+use crate::interruption::Interruption;
 use crate::target::Target;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::ValueEnum;
@@ -10,6 +11,8 @@ use nvme_spec::admin_command::FormatNvm;
 use nvme_spec::identify::IdentifyNamespace;
 use nvme_spec::{AdminOpcode, SubmissionQueueEntry};
 use nvme_vfio::{AdminData, Controller, Options};
+use rustix::event::{PollFd, PollFlags};
+use rustix::io::Errno;
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::time::Duration;
 
@@ -54,13 +57,14 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         let message = format!("format erases {}: add --yes if it may", arguments.target);
         return Err(Usage(message).into());
     }
+    let interruption = Interruption::watch()?;
     let opened = Opened::target(&arguments.target, Options::default())?;
-    let done = format(&opened.controller, arguments);
+    let done = format(&opened.controller, arguments, &interruption);
     let closed = opened.close();
     super::print(&done.and_then(|done| closed.map(|()| done))?)
 }
 
-fn format(controller: &Controller, arguments: &Arguments) -> Result<String> {
+fn format(controller: &Controller, arguments: &Arguments, interruption: &Interruption) -> Result<String> {
     let nsid = only_namespace(controller, &arguments.target)?;
     let namespace = controller.identify_namespace(nsid)?;
     ensure!(namespace.nsze != 0, "{}: there is no namespace {nsid}", arguments.target);
@@ -68,8 +72,9 @@ fn format(controller: &Controller, arguments: &Arguments) -> Result<String> {
         .map_err(|error| anyhow!("{}: namespace {nsid} {error}", arguments.target))?;
     let erase = arguments.erase as u8;
     if !arguments.yes {
-        ask(controller, nsid, &namespace, arguments.erase)?;
+        ask(controller, nsid, &namespace, arguments.erase, interruption)?;
     }
+    interruption.check()?;
     let dwords = FormatNvm::new().with_lbafl(format & 0xf).with_lbafu(format >> 4).with_ses(erase);
     let command = SubmissionQueueEntry::new(AdminOpcode::FORMAT_NVM, 0).with_nsid(nsid).with_dwords(dwords);
     let limit = Duration::from_secs(arguments.limit.into());
@@ -120,7 +125,13 @@ fn shape(namespace: &IdentifyNamespace) -> String {
 }
 
 /// Has the person confirm what will be gone.
-fn ask(controller: &Controller, nsid: u32, namespace: &IdentifyNamespace, erase: Erase) -> Result<()> {
+fn ask(
+    controller: &Controller,
+    nsid: u32,
+    namespace: &IdentifyNamespace,
+    erase: Erase,
+    interruption: &Interruption,
+) -> Result<()> {
     let identify = controller.identify();
     let all = identify.fna.format_all() || erase != Erase::None && identify.fna.secure_erase_all();
     let what =
@@ -132,8 +143,14 @@ fn ask(controller: &Controller, nsid: u32, namespace: &IdentifyNamespace, erase:
         identify.sn
     );
     std::io::stderr().flush().context("asking")?;
+    // Reading goes on after a signal; waiting does not.
+    let stdin = std::io::stdin();
+    while let Err(error) = rustix::event::poll(&mut [PollFd::new(&stdin, PollFlags::IN)], None) {
+        interruption.check()?;
+        ensure!(error == Errno::INTR, "waiting for the answer: {error}");
+    }
     let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer).context("reading the answer")?;
+    stdin.lock().read_line(&mut answer).context("reading the answer")?;
     ensure!(answer.trim() == "yes", "nothing was formatted: the answer was not `yes`");
     Ok(())
 }

@@ -27,11 +27,28 @@ pub fn ringpair(arguments: &[&str]) -> Output {
 
 /// Runs it, kills it after a while, and says whether it was still running then.
 pub fn kill_after(delay: Duration, arguments: &[&str]) -> bool {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ringpair"));
-    let mut child = command.args(arguments).stdin(Stdio::null()).spawn().expect("it starts");
-    std::thread::sleep(delay);
-    child.kill().expect("it is ours");
-    child.wait().expect("it ends").code().is_none()
+    let start = Instant::now();
+    signal_when(|| start.elapsed() >= delay, Signal::KILL, arguments).status.code().is_none()
+}
+
+/// Runs it, sends it a signal as soon as it may come, and waits for its end.
+pub fn signal_when(ready: impl Fn() -> bool, signal: Signal, arguments: &[&str]) -> Output {
+    let child = Command::new(env!("CARGO_BIN_EXE_ringpair"))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let start = Instant::now();
+    while !ready() {
+        assert!(start.elapsed() < PATIENCE, "{arguments:?}: never ready for {signal:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // Until somebody has waited for it, the number is its own.
+    let pid = Pid::from_raw(child.id().cast_signed()).expect("a process");
+    kill_process(pid, signal).expect("it is ours");
+    child.wait_with_output().expect("it ends")
 }
 
 /// Runs it and expects success; what it printed.

@@ -19,17 +19,15 @@ mod report;
 use super::temporary_file::TemporaryFile;
 use super::{Arguments, progress_bar};
 use crate::failure::{OutputClosed, Usage};
+use crate::interruption::Interruption;
 use crate::target::Target;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use contestant::{Contestant, SharedDisk};
 use guest::Arena;
 use indicatif::ProgressBar;
 use report::Row;
-use signal_hook::consts::{SIGINT, SIGTERM};
 use std::io::Write as _;
 use std::num::NonZeroU16;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What to compare with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -49,12 +47,8 @@ const NOTHING: &str = "null:1G";
 ///
 /// What cannot be compared, or what a guest cannot be had for.
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let interrupted = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, 1, Arc::clone(&interrupted))?;
-        signal_hook::flag::register(signal, Arc::clone(&interrupted))?;
-    }
-    let comparison = Comparison { arguments, progress: progress_bar()?, interrupted };
+    let interruption = Interruption::watch()?;
+    let comparison = Comparison { arguments, progress: progress_bar()?, interruption };
     let mut rows = Vec::new();
     let compared = comparison.all_disks(&mut rows);
     comparison.progress.finish_and_clear();
@@ -70,8 +64,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
 struct Comparison<'a> {
     arguments: &'a Arguments,
     progress: ProgressBar,
-    /// Set by SIGINT and SIGTERM.
-    interrupted: Arc<AtomicBool>,
+    interruption: Interruption,
 }
 
 impl Comparison<'_> {
@@ -112,7 +105,7 @@ impl Comparison<'_> {
         for round in 1..=self.arguments.rounds.get() {
             for (d, &iodepth) in depths.iter().enumerate() {
                 for (c, &contestant) in Contestant::ALL.iter().enumerate() {
-                    ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
+                    self.interruption.check()?;
                     self.progress
                         .set_message(format!("{} {contestant} iodepth={iodepth} round {round}", disk.name));
                     let job =
