@@ -4,6 +4,7 @@ mod fake;
 
 use std::time::Duration;
 
+use fake::setup::Setup;
 use fake::{Answer, Fake};
 use nvme_spec::doorbell::Doorbell;
 use nvme_spec::nvm_command::{
@@ -14,28 +15,13 @@ use nvme_vfio::{Controller, Fault, Namespace, Options, QueuePair, SubmitError};
 use proptest::prelude::*;
 use zerocopy::FromBytes;
 
-struct Setup {
-    fake: Fake,
-    controller: Controller,
-    namespace: Namespace,
-    queue: QueuePair,
-}
-
-fn setup_with(fake: Fake, options: Options) -> Setup {
-    let controller = Controller::open(fake.boxed(), options).unwrap();
-    let namespace = controller.namespace(1).unwrap();
-    let queue = controller.queue_pair().unwrap();
-    fake.state().steps.clear();
-    Setup { fake, controller, namespace, queue }
-}
-
 /// Faults are to be seen here, not recovered from.
 fn plain() -> Options {
     Options { recovery: None, ..Options::default() }
 }
 
 fn setup(depth: u16) -> Setup {
-    setup_with(Fake::new(), Options { depth, ..plain() })
+    Setup::new(Fake::new(), Options { depth, ..plain() })
 }
 
 /// The same, with commands that complete when the test says so.
@@ -85,7 +71,7 @@ fn nothing_reaches_the_controller_before_the_kick_and_all_of_it_with_one_doorbel
 fn queues_wrap_around_and_phases_flip_for_many_laps() {
     for (depth, mqes) in [(1, 1023), (2, 1023), (7, 1023), (7, 7), (6, 7), (1, 1)] {
         let fake = Fake::with(|state| state.cap.set_mqes(mqes));
-        let Setup { fake, namespace, mut queue, .. } = setup_with(fake, Options { depth, ..plain() });
+        let Setup { fake, namespace, mut queue, .. } = Setup::new(fake, Options { depth, ..plain() });
         let mut next = 0;
         for lap in 0..100 {
             let batch = 1 + lap % u64::from(depth);
@@ -288,7 +274,7 @@ fn a_completion_for_another_queue_breaks_the_queue_pair() {
 #[test]
 fn a_command_that_never_completes_expires() {
     let io_timeout = Duration::from_millis(300);
-    let mut setup = setup_with(Fake::new(), Options { io_timeout, ..plain() });
+    let mut setup = Setup::new(Fake::new(), Options { io_timeout, ..plain() });
     setup.fake.state().answer = Answer::Held;
     setup.queue.flush(&setup.namespace, 0).unwrap();
     setup.queue.kick();
@@ -469,7 +455,7 @@ fn a_polling_controller_with_shadow_doorbells_is_not_rung() {
         state.identify.oacs.set_doorbell_buffer_config(true);
         state.polls_shadows = true;
     });
-    let Setup { fake, namespace, mut queue, .. } = setup_with(fake, Options { depth: 7, ..plain() });
+    let Setup { fake, namespace, mut queue, .. } = Setup::new(fake, Options { depth: 7, ..plain() });
     for token in 0..1000 {
         queue.flush(&namespace, token).unwrap();
         queue.kick();
@@ -496,7 +482,7 @@ fn a_controller_that_forbids_ringing_is_never_rung_with_no_queue_that_it_has() {
         state.identify.oacs.set_doorbell_buffer_config(true);
         state.never_rung = true;
     });
-    let Setup { fake, controller, namespace, mut queue } = setup_with(fake, Options { depth: 2, ..plain() });
+    let Setup { fake, controller, namespace, mut queue } = Setup::new(fake, Options { depth: 2, ..plain() });
     for _ in 0..3 {
         many_laps(&fake, &namespace, &mut queue);
         drop(queue);
@@ -515,7 +501,7 @@ fn a_new_queue_is_not_found_where_the_last_one_ended() {
         state.identify.oacs.set_doorbell_buffer_config(true);
         state.polls_shadows = true;
     });
-    let Setup { fake, controller, namespace, mut queue } = setup_with(fake, Options { depth: 6, ..plain() });
+    let Setup { fake, controller, namespace, mut queue } = Setup::new(fake, Options { depth: 6, ..plain() });
     many_laps(&fake, &namespace, &mut queue);
     drop(queue);
     queue = controller.queue_pair().unwrap();
@@ -529,7 +515,7 @@ fn a_new_queue_is_not_found_where_the_last_one_ended() {
 #[test]
 fn a_sleeping_controller_with_shadow_doorbells_is_rung() {
     let fake = Fake::with(|state| state.identify.oacs.set_doorbell_buffer_config(true));
-    let Setup { fake, namespace, mut queue, .. } = setup_with(fake, Options { depth: 7, ..plain() });
+    let Setup { fake, namespace, mut queue, .. } = Setup::new(fake, Options { depth: 7, ..plain() });
     for token in 0..1000 {
         queue.flush(&namespace, token).unwrap();
         queue.kick();

@@ -5,11 +5,12 @@ mod fake;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
+use fake::setup::Setup;
 use fake::{Answer, Fake, Step};
 use nvme_spec::async_event::AsynchronousEvent;
 use nvme_spec::{AdminOpcode, CompletionQueueEntry, NvmOpcode, Status, SubmissionQueueEntry};
 use nvme_vfio::SubmitError;
-use nvme_vfio::{AdminData, Condition, Controller, Error, Fault, Namespace, Options, QueuePair, Recovery};
+use nvme_vfio::{AdminData, Condition, Error, Fault, Namespace, Options, QueuePair, Recovery};
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 const IO_TIMEOUT: Duration = Duration::from_millis(100);
@@ -27,23 +28,8 @@ fn options() -> Options {
     }
 }
 
-struct Setup {
-    fake: Fake,
-    controller: Controller,
-    namespace: Namespace,
-    queue: QueuePair,
-}
-
-fn setup_with(fake: Fake, options: Options) -> Setup {
-    let controller = Controller::open(fake.boxed(), options).unwrap();
-    let namespace = controller.namespace(1).unwrap();
-    let queue = controller.queue_pair().unwrap();
-    fake.state().steps.clear();
-    Setup { fake, controller, namespace, queue }
-}
-
 fn setup() -> Setup {
-    setup_with(Fake::new(), options())
+    Setup::new(Fake::new(), options())
 }
 
 /// The same, with commands that complete when the test says so.
@@ -291,7 +277,7 @@ fn the_memory_of_a_controller_that_cannot_be_stopped_is_taken_away_before_anythi
 #[test]
 fn a_controller_that_does_not_get_ready_any_more_is_given_up() {
     let recovery = Recovery { resets: 1, ..options().recovery.unwrap() };
-    let mut setup = setup_with(Fake::new(), Options { recovery: Some(recovery), ..options() });
+    let mut setup = Setup::new(Fake::new(), Options { recovery: Some(recovery), ..options() });
     setup.fake.state().answer = Answer::Held;
     setup.read(1);
     setup.fake.state().gets_ready = false;
@@ -305,7 +291,7 @@ fn a_controller_that_does_not_get_ready_any_more_is_given_up() {
 #[test]
 fn resets_are_counted_within_their_window_only() {
     let recovery = Recovery { window: Duration::from_millis(1), ..options().recovery.unwrap() };
-    let mut setup = setup_with(Fake::new(), Options { recovery: Some(recovery), ..options() });
+    let mut setup = Setup::new(Fake::new(), Options { recovery: Some(recovery), ..options() });
     for count in 1..6 {
         setup.fake.state().csts.set_cfs(true);
         setup.wait_for_reset(count);
@@ -392,7 +378,7 @@ fn a_queue_pair_dropped_at_any_point_of_recovery_leaves_nothing_behind() {
 #[test]
 fn who_sleeps_is_woken_by_a_deadline_and_by_recovery() {
     let fake = Fake::with(|state| state.vectors = 2);
-    let mut setup = setup_with(fake, Options { interrupts: true, ..options() });
+    let mut setup = Setup::new(fake, Options { interrupts: true, ..options() });
     setup.fake.state().answer = Answer::Held;
     setup.read(7);
     let start = Instant::now();
