@@ -29,6 +29,8 @@ enum Finish {
 pub(crate) struct Composite {
     /// Where its submission queue is among the shard's.
     pub(crate) sq: usize,
+    /// That queue's identifier.
+    pub(crate) sqid: u16,
     pub(crate) cid: u16,
     pub(crate) nsid: u32,
     pub(crate) slba: u64,

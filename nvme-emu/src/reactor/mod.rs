@@ -9,7 +9,7 @@
 //! * [`shard`]: a controller's share of a reactor: the data path; [`shard_composites`]: commands of several requests;
 //!   [`shard_control`]: what happens to it; [`shard_faults`]: where it misbehaves, if a script says so;
 //! * [`submission_queue`], [`completion_queue`], [`doorbell`], [`doorbell_page`]: what the specification calls so;
-//! * [`disk_queues`]: the other end; [`stages`]: where the time goes, for whoever asks;
+//! * [`disk_queues`]: the other end; [`stages`]: where the time goes, for whoever asks; [`probes`]: static probes;
 //! * [`front_door`]: servers that a reactor runs besides; [`doors`]: when it looks at them.
 
 pub(crate) mod alarm;
@@ -25,6 +25,7 @@ pub mod front_door;
 pub(crate) mod handle;
 pub(crate) mod message;
 pub(crate) mod poller;
+mod probes;
 pub(crate) mod run;
 pub(crate) mod shard;
 mod shard_composites;

@@ -12,6 +12,7 @@ use super::doors::Doors;
 use super::handle::{ReactorHandle, Sleeper};
 use super::message::Message;
 use super::poller::{Idle, Poller};
+use super::probes;
 use super::shard::Shard;
 use block_core::Completion;
 use rustix::event::{Timespec, epoll};
@@ -257,9 +258,11 @@ impl Sleeper for Rest<'_> {
             let deadline = warm.filter_map(|&shard| reactor.shards[shard].deadline()).min();
             deadline.map(|at| at.saturating_duration_since(now))
         });
-        let timeout = timeout
+        let limit = timeout
             .map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
-        reactor.doors.wait(&reactor.epoll, timeout.as_ref());
+        probes::sleep(reactor.index, timeout);
+        reactor.doors.wait(&reactor.epoll, limit.as_ref());
+        probes::wake(reactor.index);
         self.slept = now.elapsed();
         reactor.counters.sleeps.add(1);
     }

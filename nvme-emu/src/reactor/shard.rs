@@ -6,6 +6,7 @@
 use super::completion_queue::CompletionQueue;
 use super::disk_queues::DiskQueues;
 use super::message::{Ticket, Tuning};
+use super::probes;
 use super::shard_composites::COMPOSITE;
 use super::stages::{SAMPLED, StageSampler, Stamps};
 use super::submission_queue::SubmissionQueue;
@@ -74,6 +75,10 @@ pub(crate) struct Shard {
     pub(super) sqs: Vec<Option<SubmissionQueue>>,
     pub(super) cqs: Vec<Option<CompletionQueue>>,
     pub(super) in_flight: usize,
+    /// Its index, for probes.
+    pub(super) controller: u16,
+    /// Whether somebody listens to probes, as of the last look.
+    pub(super) probed: bool,
     /// There may be something in `unfinished`, `flushes`, `flushes_left`, `waiting` or `faults`.
     pub(super) chores: bool,
     /// Something was posted since interrupts were last looked at, to a queue that has them or a backlog.
@@ -124,6 +129,9 @@ impl Shard {
     pub(crate) fn new(reactor: usize, shared: Arc<Shared>, vectors: Arc<Vectors>) -> Self {
         Self {
             reactor,
+            // Probes of more than so many cannot tell them apart.
+            controller: shared.index as u16,
+            probed: false,
             counters: shared.shard_counters[reactor].clone(),
             fault: shared.fault.clone(),
             chores: shared.faults.is_some(),
@@ -159,6 +167,7 @@ impl Shard {
     #[inline]
     pub(crate) fn poll(&mut self, token: u64, disks: &mut DiskQueues) -> usize {
         let mut fetched = 0;
+        self.probed = probes::are_listened_to();
         for sq in 0..self.sqs.len() {
             fetched += self.poll_queue(sq, token, disks);
         }
@@ -188,6 +197,9 @@ impl Shard {
         };
         if waiting == 0 {
             return 0;
+        }
+        if self.probed {
+            probes::doorbell(self.controller, sq.parameters.id, sq.tail(), waiting);
         }
         if sq.parameters.id == 0 {
             return self.fetch_admin(index);
@@ -247,6 +259,9 @@ impl Shard {
             cq.release();
             return false;
         };
+        if self.probed {
+            probes::sqe(self.controller, sq.parameters.id, &sqe);
+        }
         if self.faults.is_some() && self.misbehaves(index, &sqe) {
             return true;
         }
@@ -319,6 +334,9 @@ impl Shard {
             token: token | u64::from(slot | S::MARK),
         };
         stamps.submitting();
+        if self.probed {
+            probes::submit(self.controller, self.sqid(sq), sqe.cid, prepared.offset, prepared.len);
+        }
         // SAFETY: the segments are checked ranges of the current map. The map's mappings stay until the control
         // thread has removed them, for which it waits until no command of this epoch touches them any more.
         let submission = unsafe { disks.submit(prepared.disk, request) };
@@ -354,6 +372,9 @@ impl Shard {
     /// A command's request has ended.
     #[inline]
     fn end(&mut self, command: Command, result: RequestResult) {
+        if self.probed {
+            probes::complete(self.controller, self.sqid(command.sq as usize), command.cid, &result);
+        }
         match command.operation {
             Operation::Read => {
                 self.counters.reads.add(1);
@@ -369,6 +390,11 @@ impl Shard {
             (errno::status(command.operation, error), command.nsid, self.lba(command.nsid, command.slba))
         });
         self.finish(command.sq as usize, command.cid, outcome);
+    }
+
+    /// The identifier of the submission queue at this place.
+    pub(super) fn sqid(&self, sq: usize) -> u16 {
+        self.sqs[sq].as_ref().map_or(0, |sq| sq.parameters.id)
     }
 
     #[cold]
@@ -399,6 +425,9 @@ impl Shard {
                 status
             }
         };
+        if self.probed {
+            probes::cqe(self.controller, sqid, cid, status);
+        }
         let entry = CompletionQueueEntry::new(cid, sqid, head, status, false);
         if self.faults.is_some() {
             self.posted = true;
@@ -547,6 +576,7 @@ impl Shard {
                 }
             }
             (cq.uninterrupted, cq.waiting_since) = (0, None);
+            probes::interrupt(self.controller, vector);
             fired += u64::from(self.vectors.fire_msix(vector));
         }
         if !uses_msix {

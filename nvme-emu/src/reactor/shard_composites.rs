@@ -2,6 +2,7 @@
 //! that its disks have no room for all of it.
 
 use super::disk_queues::DiskQueues;
+use super::probes;
 use super::shard::{Shard, older, slba};
 use crate::memory::RegionMask;
 use crate::nvm::composite::{Composite, Prepare};
@@ -36,9 +37,10 @@ impl Shard {
             self.composites.push(Composite::default());
             (self.composites.len() - 1) as u32
         });
+        let sqid = self.sqid(sq);
         let composite = &mut self.composites[slot as usize];
         (composite.sq, composite.cid, composite.nsid, composite.slba) = (sq, sqe.cid, sqe.nsid, slba(sqe));
-        composite.epoch = self.epoch;
+        (composite.sqid, composite.epoch) = (sqid, self.epoch);
         match composite.prepare(&mut self.context, sqe, prepare) {
             Ok(()) => self.continue_composite(slot, token, disks),
             Err(status) => {
@@ -60,6 +62,9 @@ impl Shard {
                 flags: part.flags,
                 token: token | u64::from(slot | COMPOSITE),
             };
+            if self.probed {
+                probes::submit(self.controller, composite.sqid, composite.cid, part.offset, part.len);
+            }
             // SAFETY: the segment is the composite's own buffer, which stays until all its parts have ended.
             match unsafe { disks.submit(part.disk, request) } {
                 Submission::Full => {
@@ -69,6 +74,9 @@ impl Shard {
                 }
                 Submission::Pending => composite.submitted(),
                 Submission::Done(result) => {
+                    if self.probed {
+                        probes::complete(self.controller, composite.sqid, composite.cid, &result);
+                    }
                     composite.submitted();
                     composite.ended(result.map_err(|error| errno::status(part.operation, error)));
                 }
@@ -95,6 +103,9 @@ impl Shard {
         }
         let slot = slot & !COMPOSITE;
         let composite = &mut self.composites[slot as usize];
+        if self.probed {
+            probes::complete(self.controller, composite.sqid, composite.cid, &result);
+        }
         let operation = composite.operation();
         composite.ended(result.map_err(|error| errno::status(operation, error)));
         if !self.unfinished.contains(&slot) {
