@@ -3,6 +3,7 @@
 use crate::queue::Queue;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Weak;
 
 /// What a discarded range reads as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,10 +66,19 @@ pub struct MemoryRegion<'a> {
 // SAFETY: a region names memory, it does not access it.
 unsafe impl Send for MemoryRegion<'_> {}
 
+/// Who wants to know when a disk's capacity has changed.
+pub type CapacityWatcher = dyn Fn() + Send + Sync;
+
 /// An open disk, shared by all threads.
 pub trait Disk: Send + Sync {
     /// What the disk is like now.
     fn info(&self) -> DiskInfo;
+
+    /// Has `changed` called, on any thread, each time that [`DiskInfo::capacity`] has become another (a resize where the
+    /// data is), for as long as it lives. It must not wait for anything. By default a disk keeps its size.
+    fn watch_capacity(&self, changed: Weak<CapacityWatcher>) {
+        let _ = changed;
+    }
 
     /// Opens a queue in which up to `depth` requests can be pending, for the calling thread. One per reactor and
     /// disk is the intended use, whatever shares the disk.

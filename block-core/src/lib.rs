@@ -31,7 +31,7 @@ pub mod segments;
 pub mod spec;
 pub mod write_ranges;
 
-pub use disk::{Disk, DiskInfo, MemoryRegion, Unmapped};
+pub use disk::{CapacityWatcher, Disk, DiskInfo, MemoryRegion, Unmapped};
 pub use image_file::ImageFile;
 pub use queue::{Queue, Submission};
 pub use registry::{OpenError, Registry};

@@ -15,6 +15,7 @@ use crate::reactor::message::Message;
 use crate::reactor::run::Reactor;
 use crate::reactor::{FrontDoor, PollMode, ReactorStatistics};
 use crate::subsystem::{Subsystem, SubsystemError};
+use block_core::CapacityWatcher;
 use crossbeam::channel::{Sender, unbounded};
 use rustix::thread::{CpuSet, sched_setaffinity, set_current_timer_slack};
 use serde::Serialize;
@@ -233,9 +234,15 @@ impl Engine {
             options.explain,
         );
         let shared = Arc::new(shared.map_err(|error| EngineError::Io("no memory for doorbells", error))?);
-        let controller = Controller::new(shared.clone(), admin, 4096 << options.mdts);
+        let teller = shared.clone();
+        let resized: Arc<CapacityWatcher> = Arc::new(move || teller.tell(Event::Resized(index)));
+        let watch = Arc::downgrade(&resized);
+        let controller = Controller::new(shared.clone(), admin, 4096 << options.mdts, resized.clone());
         let vectors = controller.vectors();
         shared.tell(Event::Add(Box::new(controller)));
+        subsystem.namespaces().iter().for_each(|namespace| namespace.disk().watch_capacity(watch.clone()));
+        // Of what happened between the namespace's making and now.
+        resized();
         for reactor in self.reactors.iter() {
             reactor.send(Message::AddController(shared.clone(), vectors.clone()));
         }

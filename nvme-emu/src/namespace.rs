@@ -3,6 +3,7 @@
 use block_core::{Disk, DiskInfo};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use thiserror::Error;
 use uuid::Uuid;
 
@@ -83,6 +84,8 @@ pub struct Namespace {
     nsid: u32,
     disk: Arc<dyn Disk>,
     info: DiskInfo,
+    /// In bytes, whole blocks: as it is now, for all who have this namespace.
+    capacity: Arc<AtomicU64>,
     block_size: u32,
     uuid: Uuid,
 }
@@ -106,7 +109,8 @@ impl Namespace {
             return Err(NamespaceError::Empty(block_size));
         }
         let uuid = identify(&options.identity)?;
-        Ok(Self { nsid, disk, info, block_size, uuid })
+        let capacity = Arc::new(AtomicU64::new(info.capacity));
+        Ok(Self { nsid, disk, info, capacity, block_size, uuid })
     }
 
     /// Namespace identifier, from 1.
@@ -119,7 +123,7 @@ impl Namespace {
         &self.disk
     }
 
-    /// What the disk was like when it became a namespace.
+    /// What the disk was like when it became a namespace. Its capacity may be another by now.
     pub fn disk_info(&self) -> &DiskInfo {
         &self.info
     }
@@ -135,9 +139,20 @@ impl Namespace {
         self.block_size.trailing_zeros() as u8
     }
 
+    /// Capacity in bytes, whole blocks; 0 if the disk cannot be used any more.
+    pub fn capacity(&self) -> u64 {
+        self.capacity.load(Ordering::Relaxed)
+    }
+
     /// Capacity in logical blocks.
     pub fn capacity_lbas(&self) -> u64 {
-        self.info.capacity >> self.block_shift()
+        self.capacity() >> self.block_shift()
+    }
+
+    /// Takes the capacity that the disk has now.
+    pub(crate) fn refresh(&self) {
+        let now = self.disk.info().capacity;
+        self.capacity.store(now - now % u64::from(self.block_size), Ordering::Relaxed);
     }
 
     /// Whether writes are refused.

@@ -183,7 +183,7 @@ impl Admin {
             // A write is one request to the disk, whatever its length, so it is as atomic as the disk is.
             nawun: atomic,
             nawupf: atomic,
-            nvmcap: u128::from(namespace.disk_info().capacity).to_le_bytes(),
+            nvmcap: u128::from(namespace.capacity()).to_le_bytes(),
             npwg: granularity.write,
             npwa: granularity.write,
             npdg: granularity.deallocate,

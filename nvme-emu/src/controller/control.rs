@@ -2,6 +2,7 @@
 
 use super::interrupts::Vectors;
 use super::queues::Queues;
+use super::resize::KnownCapacities;
 use super::shared::{Finding, Shared};
 use super::write_cache::WriteCache;
 use crate::admin::{Admin, AsyncEvent, CommandError};
@@ -10,6 +11,7 @@ use crate::pci::function::{Answer, Call, InterruptKind};
 use crate::reactor::handle::ReactorHandle;
 use crate::reactor::message::{ControllerIndex, Message, ShardRequest, Ticket, Tuning};
 use crate::subsystem::Subsystem;
+use block_core::CapacityWatcher;
 use crossbeam::channel::{Receiver, Sender};
 use nvme_spec::log_page::ParameterErrorLocation;
 use nvme_spec::{Status, SubmissionQueueEntry};
@@ -30,6 +32,8 @@ pub(crate) enum Event {
     Done(Ticket, Result<(), i32>),
     /// [`Shared::take_findings`] has some.
     Found(ControllerIndex),
+    /// A disk of a controller's may have become another size.
+    Resized(ControllerIndex),
     /// Resets all controllers, flushes all disks, and answers.
     Stop(Sender<()>),
     /// The end of the thread.
@@ -70,13 +74,23 @@ pub(crate) struct Controller {
     pub(super) max_transfer: u32,
     pub(super) write_cache: WriteCache,
     pub(super) warned_of_private_memory: bool,
+    pub(super) capacities: KnownCapacities,
+    /// The disks call it for as long as it is here.
+    _resized: Arc<CapacityWatcher>,
 }
 
 impl Controller {
-    pub(crate) fn new(shared: Arc<Shared>, admin: Admin, max_transfer: u32) -> Self {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        admin: Admin,
+        max_transfer: u32,
+        resized: Arc<CapacityWatcher>,
+    ) -> Self {
         let vectors = Arc::new(Vectors::new(shared.io_queues + 1));
         Self {
             shared,
+            capacities: KnownCapacities::of(admin.subsystem()),
+            _resized: resized,
             admin,
             map: Arc::default(),
             vectors,
@@ -183,6 +197,7 @@ impl Control {
                 Event::Admin(index, sqe) => self.admin(index, &sqe),
                 Event::Done(ticket, result) => self.done(ticket, result),
                 Event::Found(index) => self.found(index),
+                Event::Resized(index) => self.resized(index),
                 Event::Stop(answer) => self.stop(answer),
                 Event::Exit => return,
             }

@@ -9,6 +9,7 @@
 //! * [`admin_commands`]: the admin queue's commands;
 //! * [`queues`]: the admin commands about queues: create, delete, abort, doorbell buffers;
 //! * [`dma`]: guest memory coming and going;
+//! * [`resize`]: disks that become another size;
 //! * [`write_cache`]: the switch of the volatile write cache, over resets;
 //! * [`registers`], [`interrupts`], [`counters`], [`shared`]: what other threads see.
 
@@ -20,6 +21,7 @@ pub(crate) mod interrupts;
 pub(crate) mod lifecycle;
 pub(crate) mod queues;
 pub(crate) mod registers;
+mod resize;
 pub(crate) mod shared;
 pub(crate) mod write_cache;
 

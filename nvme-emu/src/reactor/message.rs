@@ -69,6 +69,8 @@ pub(crate) enum ShardRequest {
         status: Status,
         dw0: u32,
     },
+    /// Namespaces of this subsystem, its own, have become another size.
+    Resized(Arc<Subsystem>),
     /// Flushes every namespace; done when they are, with the first failure.
     FlushAll,
 }

@@ -10,6 +10,7 @@ use super::submission_queue::{SubmissionQueue, SubmissionQueueParameters};
 use crate::controller::control::Event;
 use crate::memory::{Access, MemoryMap, RegionMask};
 use crate::nvm::NamespaceView;
+use crate::subsystem::Subsystem;
 use nvme_spec::{CompletionQueueEntry, Status};
 use std::os::fd::RawFd;
 use std::ptr::NonNull;
@@ -68,6 +69,7 @@ impl Shard {
                     return self.wait(ticket, Until::Ended { before: self.epoch });
                 }
             }
+            ShardRequest::Resized(subsystem) => self.resize(&subsystem),
             ShardRequest::CompleteAdmin { cid, status, dw0 } => {
                 self.admin_outstanding = self.admin_outstanding.saturating_sub(1);
                 self.complete_admin(cid, status, dw0);
@@ -165,6 +167,16 @@ impl Shard {
         self.context.max_transfer = parameters.max_transfer;
         self.tune(parameters.tuning);
         Ok(())
+    }
+
+    /// Takes the sizes that the namespaces have now. What is in flight beyond a new end is its disk's to refuse.
+    fn resize(&mut self, subsystem: &Subsystem) {
+        let namespaces = subsystem.namespaces().iter();
+        for namespace in namespaces {
+            if let Some(Some(view)) = self.context.namespaces.get_mut(namespace.nsid() as usize - 1) {
+                view.capacity_lbas = namespace.capacity_lbas();
+            }
+        }
     }
 
     fn tune(&mut self, tuning: Tuning) {

@@ -5,9 +5,9 @@
 pub mod memory;
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-use block_core::{Disk, DiskInfo, DiskSpec, MemoryRegion, Queue, Registry};
+use block_core::{CapacityWatcher, Disk, DiskInfo, DiskSpec, MemoryRegion, Queue, Registry};
 use nvme_emu::namespace::{Identity, Namespace, NamespaceOptions};
 use nvme_emu::pci::PciFunction;
 use nvme_emu::subsystem::{Subsystem, SubsystemOptions};
@@ -86,6 +86,10 @@ struct WithDrive {
 impl Disk for WithDrive {
     fn info(&self) -> DiskInfo {
         self.disk.info()
+    }
+
+    fn watch_capacity(&self, changed: Weak<CapacityWatcher>) {
+        self.disk.watch_capacity(changed);
     }
 
     fn open_queue(&self, depth: u16) -> io::Result<Box<dyn Queue>> {

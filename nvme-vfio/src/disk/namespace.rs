@@ -1,11 +1,11 @@
 //! A namespace as a disk.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use block_core::write_ranges::WriteRanges;
-use block_core::{Disk, DiskInfo, MemoryRegion, Queue};
+use block_core::{CapacityWatcher, Disk, DiskInfo, MemoryRegion, Queue};
 
 use super::drive::Drive;
 use super::limits::Limits;
@@ -32,12 +32,17 @@ pub(super) struct DiskNamespace {
     _watch: NamespaceWatch,
 }
 
-/// The size of a namespace in bytes, as it is now; 0 once it cannot be used any more.
-struct Capacity(AtomicU64);
+/// The size of a namespace, and who wants to know of its changes.
+struct Capacity {
+    /// In bytes, as it is now; 0 once the namespace cannot be used any more.
+    bytes: AtomicU64,
+    watchers: Mutex<Vec<Weak<CapacityWatcher>>>,
+}
 
 impl DiskNamespace {
     pub(super) fn new(controller: &Controller, namespace: Namespace, limits: Limits) -> Self {
-        let capacity = Arc::new(Capacity(AtomicU64::new(namespace.capacity())));
+        let capacity =
+            Arc::new(Capacity { bytes: AtomicU64::new(namespace.capacity()), watchers: Mutex::default() });
         let (changing, block_size) = (capacity.clone(), namespace.block_size());
         let name = format!("{} namespace {}", controller.name(), namespace.nsid());
         let watch =
@@ -48,7 +53,7 @@ impl DiskNamespace {
     /// Capacity in bytes; 0: it has gone, or has been formatted differently.
     #[inline]
     pub(super) fn capacity(&self) -> u64 {
-        self.capacity.0.load(Ordering::Relaxed)
+        self.capacity.bytes.load(Ordering::Relaxed)
     }
 }
 
@@ -69,10 +74,15 @@ impl Capacity {
                 0
             }
         };
-        let before = self.0.swap(capacity, Ordering::Relaxed);
-        if before != capacity && capacity != 0 {
+        let before = self.bytes.swap(capacity, Ordering::Relaxed);
+        if before == capacity {
+            return;
+        }
+        if capacity != 0 {
             tracing::info!("{name}: resized from {before} to {capacity} bytes");
         }
+        let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        watchers.retain(|watcher| watcher.upgrade().map(|changed| changed()).is_some());
     }
 }
 
@@ -97,6 +107,10 @@ impl Disk for NvmeDisk {
         let sgls = self.drive.controller().identify().sgls;
         let info = self.namespace.limits.describe(&self.namespace.namespace, sgls, self.read_only);
         DiskInfo { capacity: self.namespace.capacity(), ..info }
+    }
+
+    fn watch_capacity(&self, changed: Weak<CapacityWatcher>) {
+        self.namespace.capacity.watchers.lock().unwrap_or_else(PoisonError::into_inner).push(changed);
     }
 
     fn open_queue(&self, depth: u16) -> io::Result<Box<dyn Queue>> {
