@@ -49,18 +49,23 @@ impl Drive {
     /// The controller does not answer, or was opened without recovery: nobody would say when its memory is free again
     /// after a fault.
     pub fn new(controller: Controller) -> Result<Arc<Self>, Error> {
-        Self::with_entry(controller, None)
+        Self::alone(controller).map(Arc::new)
     }
 
-    /// The same, with its place in the table of open drives.
-    pub(super) fn with_entry(controller: Controller, entry: Option<Entry>) -> Result<Arc<Self>, Error> {
+    /// The same, with its place in the table of open drives, which is given up after the controller has been closed.
+    pub(super) fn with_entry(controller: Controller, entry: Entry) -> Result<Arc<Self>, Error> {
+        let drive = Self::alone(controller)?;
+        Ok(Arc::new(Self { _entry: Some(entry), ..drive }))
+    }
+
+    fn alone(controller: Controller) -> Result<Self, Error> {
         if !controller.recovers() {
             let name = controller.name().into();
             return Err(Error::Unsupported { name, what: "disks need a controller with recovery".into() });
         }
         let nvm = identify_nvm(&controller)?;
         let memory = RegisteredMemory::new();
-        Ok(Arc::new(Self { controller, nvm, memory, shared: Mutex::default(), _entry: entry }))
+        Ok(Self { controller, nvm, memory, shared: Mutex::default(), _entry: None })
     }
 
     /// A namespace as a disk.

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use block_core::{DiskSpec, OpenError, Registry};
@@ -143,21 +143,61 @@ pub(super) enum Key {
     VfioUser(PathBuf),
 }
 
-/// The controllers that are open.
+/// The controllers that somebody has.
 struct Table {
-    drives: Mutex<BTreeMap<Key, (Choices, Weak<Drive>)>>,
-    closed: Condvar,
+    places: Mutex<BTreeMap<Key, Place>>,
+    /// A place is another than it was, or gone.
+    changed: Condvar,
 }
 
-static TABLE: Table = Table { drives: Mutex::new(BTreeMap::new()), closed: Condvar::new() };
+/// How far a controller is.
+enum Place {
+    /// Somebody opens it, which may take long, without the table being locked.
+    Opening,
+    /// It is open, with these settings; or, once nobody has it any more, being closed.
+    Open(Choices, Weak<Drive>),
+}
 
-/// Takes a drive out of the table when it has been closed.
+static TABLE: Table = Table { places: Mutex::new(BTreeMap::new()), changed: Condvar::new() };
+
+impl Table {
+    fn places(&self) -> MutexGuard<'_, BTreeMap<Key, Place>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The drive that is open under this key, with its settings; or the right to open it. Waits for others who open or
+    /// close it.
+    fn find(&self, key: Key) -> Result<(Choices, Arc<Drive>), Entry> {
+        let mut places = self.places();
+        loop {
+            match places.get(&key) {
+                None => {
+                    places.insert(key.clone(), Place::Opening);
+                    return Err(Entry(key));
+                }
+                Some(Place::Open(choices, drive)) => {
+                    if let Some(drive) = drive.upgrade() {
+                        return Ok((*choices, drive));
+                    }
+                }
+                Some(Place::Opening) => {}
+            }
+            places = self.changed.wait(places).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut BTreeMap<Key, Place>)) {
+        change(&mut self.places());
+        self.changed.notify_all();
+    }
+}
+
+/// The right to a key of the table. Dropped, the controller has been closed, or was not opened after all.
 pub(super) struct Entry(Key);
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        TABLE.drives.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
-        TABLE.closed.notify_all();
+        TABLE.change(|places| drop(places.remove(&self.0)));
     }
 }
 
@@ -171,13 +211,8 @@ fn open(
     let choices = Choices::take(&mut spec)?;
     let read_only = spec.take_switch("readonly")?.unwrap_or(false);
     spec.finish()?;
-    let mut drives = TABLE.drives.lock().unwrap_or_else(PoisonError::into_inner);
-    // One that is being closed still has the controller.
-    while drives.get(&key).is_some_and(|(_, drive)| drive.strong_count() == 0) {
-        drives = TABLE.closed.wait(drives).unwrap_or_else(PoisonError::into_inner);
-    }
-    let drive = match drives.get(&key).and_then(|(opened, drive)| Some((*opened, drive.upgrade()?))) {
-        Some((opened, drive)) => {
+    let drive = match TABLE.find(key) {
+        Ok((opened, drive)) => {
             if let Some(option) = choices.conflict(&opened) {
                 let reason = format!(
                     "this drive is open already, with another {option}=: disks on one drive share it"
@@ -186,17 +221,17 @@ fn open(
             }
             drive
         }
-        None => {
+        Err(entry) => {
+            let key = entry.0.clone();
             let transport = transport(&key).map_err(|reason| unusable(&spec, reason))?;
-            let controller = Controller::open(transport, choices.options());
-            let drive =
-                controller.and_then(|controller| Drive::with_entry(controller, Some(Entry(key.clone()))));
-            let drive = drive.map_err(|error| unusable(&spec, error.to_string()))?;
-            drives.insert(key, (choices, Arc::downgrade(&drive)));
+            let drive = Controller::open(transport, choices.options())
+                .and_then(|controller| Drive::with_entry(controller, entry))
+                .map_err(|error| unusable(&spec, error.to_string()))?;
+            let place = Place::Open(choices, Arc::downgrade(&drive));
+            TABLE.change(|places| drop(places.insert(key, place)));
             drive
         }
     };
-    drop(drives);
     drive.disk(nsid, read_only).map_err(|error| unusable(&spec, error.to_string()))
 }
 
