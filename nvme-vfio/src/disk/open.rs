@@ -44,10 +44,10 @@ pub fn open_nvme(mut spec: DiskSpec) -> Result<NvmeDisk, OpenError> {
     let Some((address, nsid)) = parsed else {
         return Err(unusable(&spec, "expected nvme://DDDD:BB:DD.F/NSID, such as nvme://0000:01:00.0/1"));
     };
-    let interface = spec.take_word("vfio", &Interface::WORDS)?.unwrap_or_default();
-    let key = Key::Nvme(address);
-    open(spec, key, nsid, |_| {
-        Ok(Box::new(Vfio::open(address, interface).map_err(|error| error.to_string())?))
+    let vfio = spec.take_word("vfio", &Interface::WORDS)?;
+    let choices = Choices { vfio, ..Choices::take(&mut spec)? };
+    open(spec, Key::Nvme(address), nsid, choices, |_, settings| {
+        Ok(Box::new(Vfio::open(address, settings.vfio).map_err(|error| error.to_string())?))
     })
 }
 
@@ -57,7 +57,7 @@ pub fn open_nvme(mut spec: DiskSpec) -> Result<NvmeDisk, OpenError> {
 /// # Errors
 ///
 /// As [`open_nvme`].
-pub fn open_vfio_user(spec: DiskSpec) -> Result<NvmeDisk, OpenError> {
+pub fn open_vfio_user(mut spec: DiskSpec) -> Result<NvmeDisk, OpenError> {
     let parsed = spec.location().rsplit_once('/').filter(|(socket, _)| !socket.is_empty());
     let Some((socket, nsid)) =
         parsed.and_then(|(socket, nsid)| Some((PathBuf::from(socket), nsid_of(nsid)?)))
@@ -69,7 +69,8 @@ pub fn open_vfio_user(spec: DiskSpec) -> Result<NvmeDisk, OpenError> {
     let connect = |socket: &Path| -> Result<Box<dyn Transport>, String> {
         Ok(Box::new(VfioUser::connect(socket).map_err(|error| format!("no vfio-user server: {error}"))?))
     };
-    open(spec, Key::VfioUser(socket), nsid, |key| match key {
+    let choices = Choices::take(&mut spec)?;
+    open(spec, Key::VfioUser(socket), nsid, choices, |key, _| match key {
         Key::VfioUser(socket) => connect(socket),
         Key::Nvme(_) => Err("not a socket".into()),
     })
@@ -89,50 +90,76 @@ fn unusable(spec: &DiskSpec, reason: impl Into<String>) -> OpenError {
 struct Choices {
     queues: Option<u16>,
     depth: Option<u16>,
-    timeout_seconds: Option<u16>,
+    timeout: Option<Duration>,
     poll_always: Option<bool>,
+    /// Of `nvme://` only.
+    vfio: Option<Interface>,
+}
+
+/// What a controller is opened with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Settings {
+    queues: u16,
+    depth: u16,
+    timeout: Duration,
+    poll_always: bool,
+    vfio: Interface,
 }
 
 impl Choices {
     fn take(spec: &mut DiskSpec) -> Result<Self, OpenError> {
-        let number = |text: &str| text.parse().ok().filter(|number| *number > 0);
+        let number = |text: &str| text.parse().ok().filter(|number: &u16| *number > 0);
         let queues = spec.take_parsed("queues", "a number of queue pairs from 1 to 65534", |text| {
             number(text).filter(|queues| *queues < u16::MAX)
         })?;
         let depth = spec.take_parsed("depth", "a number of commands from 1 to 65534", |text| {
             number(text).filter(|depth| *depth < u16::MAX)
         })?;
-        let timeout_seconds = spec.take_parsed("timeout", "a number of seconds from 1 to 65535", number)?;
+        let timeout = spec.take_parsed("timeout", "a number of seconds from 1 to 65535", |text| {
+            number(text).map(|seconds| Duration::from_secs(seconds.into()))
+        })?;
         let poll_always = spec.take_word("poll", &[("adaptive", false), ("always", true)])?;
-        Ok(Self { queues, depth, timeout_seconds, poll_always })
+        Ok(Self { queues, depth, timeout, poll_always, vfio: None })
     }
 
-    fn options(&self) -> Options {
+    /// With the defaults of what was not chosen.
+    fn settle(&self) -> Settings {
         let default = Options::default();
-        Options {
+        Settings {
             queues: self.queues.unwrap_or(QUEUES),
             depth: self.depth.unwrap_or(default.depth),
-            interrupts: !self.poll_always.unwrap_or(false),
-            io_timeout: self
-                .timeout_seconds
-                .map_or(default.io_timeout, |seconds| Duration::from_secs(seconds.into())),
-            ..default
+            timeout: self.timeout.unwrap_or(default.io_timeout),
+            poll_always: self.poll_always.unwrap_or(false),
+            vfio: self.vfio.unwrap_or_default(),
         }
     }
 
-    /// The option of these that is not as it was chosen when the controller was opened.
-    fn conflict(&self, opened: &Self) -> Option<&'static str> {
-        fn differs<T: PartialEq>(wanted: Option<T>, opened: Option<T>) -> bool {
-            wanted.is_some() && wanted != opened
+    /// The option of these that is not as the controller was opened with.
+    fn conflict(&self, opened: &Settings) -> Option<&'static str> {
+        fn differs<T: PartialEq>(wanted: Option<T>, opened: T) -> bool {
+            wanted.is_some_and(|wanted| wanted != opened)
         }
         [
             ("queues", differs(self.queues, opened.queues)),
             ("depth", differs(self.depth, opened.depth)),
-            ("timeout", differs(self.timeout_seconds, opened.timeout_seconds)),
+            ("timeout", differs(self.timeout, opened.timeout)),
             ("poll", differs(self.poll_always, opened.poll_always)),
+            ("vfio", differs(self.vfio, opened.vfio)),
         ]
         .into_iter()
         .find_map(|(name, differs)| differs.then_some(name))
+    }
+}
+
+impl Settings {
+    fn options(&self) -> Options {
+        Options {
+            queues: self.queues,
+            depth: self.depth,
+            interrupts: !self.poll_always,
+            io_timeout: self.timeout,
+            ..Options::default()
+        }
     }
 }
 
@@ -155,7 +182,7 @@ enum Place {
     /// Somebody opens it, which may take long, without the table being locked.
     Opening,
     /// It is open, with these settings; or, once nobody has it any more, being closed.
-    Open(Choices, Weak<Drive>),
+    Open(Settings, Weak<Drive>),
 }
 
 static TABLE: Table = Table { places: Mutex::new(BTreeMap::new()), changed: Condvar::new() };
@@ -167,7 +194,7 @@ impl Table {
 
     /// The drive that is open under this key, with its settings; or the right to open it. Waits for others who open or
     /// close it.
-    fn find(&self, key: Key) -> Result<(Choices, Arc<Drive>), Entry> {
+    fn find(&self, key: Key) -> Result<(Settings, Arc<Drive>), Entry> {
         let mut places = self.places();
         loop {
             match places.get(&key) {
@@ -175,9 +202,9 @@ impl Table {
                     places.insert(key.clone(), Place::Opening);
                     return Err(Entry(key));
                 }
-                Some(Place::Open(choices, drive)) => {
+                Some(Place::Open(settings, drive)) => {
                     if let Some(drive) = drive.upgrade() {
-                        return Ok((*choices, drive));
+                        return Ok((*settings, drive));
                     }
                 }
                 Some(Place::Opening) => {}
@@ -206,9 +233,9 @@ fn open(
     mut spec: DiskSpec,
     key: Key,
     nsid: u32,
-    transport: impl FnOnce(&Key) -> Result<Box<dyn Transport>, String>,
+    choices: Choices,
+    transport: impl FnOnce(&Key, &Settings) -> Result<Box<dyn Transport>, String>,
 ) -> Result<NvmeDisk, OpenError> {
-    let choices = Choices::take(&mut spec)?;
     let read_only = spec.take_switch("readonly")?.unwrap_or(false);
     spec.finish()?;
     let drive = match TABLE.find(key) {
@@ -222,12 +249,12 @@ fn open(
             drive
         }
         Err(entry) => {
-            let key = entry.0.clone();
-            let transport = transport(&key).map_err(|reason| unusable(&spec, reason))?;
-            let drive = Controller::open(transport, choices.options())
+            let (key, settings) = (entry.0.clone(), choices.settle());
+            let transport = transport(&key, &settings).map_err(|reason| unusable(&spec, reason))?;
+            let drive = Controller::open(transport, settings.options())
                 .and_then(|controller| Drive::with_entry(controller, entry))
                 .map_err(|error| unusable(&spec, error.to_string()))?;
-            let place = Place::Open(choices, Arc::downgrade(&drive));
+            let place = Place::Open(settings, Arc::downgrade(&drive));
             TABLE.change(|places| drop(places.insert(key, place)));
             drive
         }
@@ -293,10 +320,21 @@ mod tests {
 
     #[test]
     fn disks_on_one_drive_may_repeat_its_options_and_not_change_them() {
-        let opened = Choices { depth: Some(64), ..Choices::default() };
+        let chosen = Choices { depth: Some(64), vfio: Some(Interface::Cdev), ..Choices::default() };
+        let opened = chosen.settle();
         assert_eq!(Choices::default().conflict(&opened), None);
-        assert_eq!(opened.conflict(&opened), None);
-        assert_eq!(Choices { depth: Some(65), ..opened }.conflict(&opened), Some("depth"));
-        assert_eq!(Choices { poll_always: Some(true), ..opened }.conflict(&opened), Some("poll"));
+        assert_eq!(chosen.conflict(&opened), None);
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        let defaults = Choices { queues: Some(64), timeout: seconds(30), ..Choices::default() };
+        assert_eq!(defaults.conflict(&opened), None, "what the first disk had without saying so");
+        for (option, choices) in [
+            ("queues", Choices { queues: Some(65), ..Choices::default() }),
+            ("depth", Choices { depth: Some(128), ..chosen }),
+            ("timeout", Choices { timeout: seconds(31), ..chosen }),
+            ("poll", Choices { poll_always: Some(true), ..chosen }),
+            ("vfio", Choices { vfio: Some(Interface::Group), ..chosen }),
+        ] {
+            assert_eq!(choices.conflict(&opened), Some(option));
+        }
     }
 }
