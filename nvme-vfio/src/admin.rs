@@ -16,6 +16,7 @@ use crate::error::{Error, Fault};
 use crate::patience::Patience;
 use crate::prp::{self, PrpListPages};
 use crate::queue::{CompletionQueue, SubmissionQueue};
+use crate::recovery::heartbeat::Heartbeat;
 use crate::recovery::inbox::Inbox;
 use crate::registers::Registers;
 use crate::shadow_doorbell::ShadowDoorbells;
@@ -50,9 +51,10 @@ impl AdminData<'_> {
     }
 }
 
-/// Whom to tell of commands that do not end.
+/// Whom to tell of commands that do not end, and that time passes meanwhile.
 pub(crate) struct Watch {
     pub(crate) inbox: Arc<Inbox>,
+    pub(crate) heartbeat: Arc<Heartbeat>,
     /// Resets before this admin queue.
     pub(crate) generation: u32,
     /// How long an Abort may take to end a command whose deadline has passed.
@@ -276,15 +278,28 @@ impl AdminQueue {
             }
             if patience.look_around() {
                 self.registers.check()?;
-                // Whoever resets it waits for this lock.
-                if self.watch.as_ref().is_some_and(|watch| watch.inbox.is_faulted(watch.generation)) {
-                    return Err(Error::Queue { name: self.registers.name(), fault: Fault::Reset });
+                if let Some(watch) = &self.watch {
+                    self.check_watch(watch)?;
                 }
             }
             if !patience.wait() {
                 return Ok(None);
             }
         }
+    }
+
+    /// What the caretaker does at a beat, who may be waiting here or for this lock; and whether there is anything left
+    /// to wait for.
+    fn check_watch(&self, watch: &Watch) -> Result<(), Error> {
+        watch.heartbeat.beat_if_due();
+        let name = self.registers.name();
+        if self.registers.transport().is_wanted_back() {
+            return Err(Error::TakenBack { name });
+        }
+        if watch.inbox.is_faulted(watch.generation) {
+            return Err(Error::Queue { name, fault: Fault::Reset });
+        }
+        Ok(())
     }
 
     fn ring(&mut self) -> Result<(), Error> {

@@ -216,22 +216,26 @@ impl Shared {
         admin.run(command, AdminData::FromController(data), self.options().admin_timeout).map(drop)
     }
 
-    /// Identifies all namespaces that are watched, and tells who watches them of changes.
+    /// Identifies all namespaces that are watched, and tells who watches them of changes. Where somebody runs a long admin
+    /// command, or the controller does not answer, the next beat will do.
     pub(crate) fn look_at_namespaces(&self) {
+        let later = || self.events().namespaces_changed.store(true, Ordering::Relaxed);
         self.events().namespaces_changed.store(false, Ordering::Relaxed);
         let watchers = self.events().watchers.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for (_, watched) in watchers {
             let mut identify = IdentifyNamespace::new_zeroed();
             let command = identify_command(cns::NAMESPACE, watched.nsid);
             let data = AdminData::FromController(identify.as_mut_bytes());
-            let result = self.admin().run(command, data, self.options().admin_timeout);
+            let Some(mut admin) = self.admin_lock_within(Duration::ZERO) else { return later() };
+            let result = admin.run(command, data, self.options().admin_timeout);
+            drop(admin);
             match result {
                 Ok(_) => {}
                 // It is not there any more.
                 Err(Error::Command { .. }) => identify = IdentifyNamespace::new_zeroed(),
                 // About the controller, not the namespace: later.
                 Err(error) => {
-                    self.events().namespaces_changed.store(true, Ordering::Relaxed);
+                    later();
                     tracing::warn!("looking at namespace {}: {error}", watched.nsid);
                     return;
                 }

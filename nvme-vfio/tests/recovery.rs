@@ -405,6 +405,35 @@ fn who_sleeps_is_woken_by_a_deadline_and_by_recovery() {
 }
 
 #[test]
+fn deadlines_are_kept_while_the_controller_owes_the_answer_to_an_admin_command() {
+    let fake = Fake::with(|state| state.vectors = 2);
+    let long = Options { admin_timeout: 3 * LONG, interrupts: true, ..options() };
+    let mut setup = Setup::new(fake, long);
+    setup.fake.state().ignored = Some(AdminOpcode::GET_LOG_PAGE);
+    setup.fake.state().answer = Answer::Held;
+    setup.fake.event(AsynchronousEvent::TEMPERATURE_THRESHOLD.into_bits());
+    let start = Instant::now();
+    while setup.fake.admin_commands(AdminOpcode::GET_LOG_PAGE) == 0 {
+        assert!(start.elapsed() < LONG);
+        std::thread::yield_now();
+    }
+    setup.read(7);
+    let mut ended = Vec::new();
+    while ended.is_empty() {
+        assert!(start.elapsed() < LONG);
+        // Never polls but when woken.
+        let fd = setup.queue.wait_fd().unwrap();
+        let limit = Timespec { tv_sec: 10, tv_nsec: 0 };
+        let ready = rustix::event::poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&limit)).unwrap();
+        assert_eq!(ready, 1, "not woken in 10 s");
+        rustix::io::read(fd, &mut [0; 8]).unwrap();
+        setup.queue.poll(|token, result| ended.push((token, result))).unwrap();
+    }
+    assert_eq!(ended, [(7, Err(Status::COMMAND_ABORTED_BY_HOST))], "after two resets");
+    assert!(start.elapsed() < LONG / 2, "{:?}", start.elapsed());
+}
+
+#[test]
 fn an_admin_command_that_an_abort_does_not_end_leads_to_a_reset() {
     let mut setup = setup();
     setup.fake.state().ignored = Some(AdminOpcode::KEEP_ALIVE);

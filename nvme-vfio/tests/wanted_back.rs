@@ -5,8 +5,9 @@ mod fake;
 use std::time::{Duration, Instant};
 
 use fake::{Answer, Fake, Step};
+use nvme_spec::async_event::AsynchronousEvent;
 use nvme_spec::registers::{ControllerConfiguration, ShutdownNotification};
-use nvme_spec::{NvmOpcode, Status, SubmissionQueueEntry};
+use nvme_spec::{AdminOpcode, NvmOpcode, Status, SubmissionQueueEntry};
 use nvme_vfio::{Condition, Controller, Error, Fault, Options, QueuePair, Recovery};
 
 /// Far more than any of this takes, even on a machine that is busy.
@@ -74,6 +75,21 @@ fn what_had_completed_has_and_everything_else_ends_with_the_reason() {
     for error in [controller.namespace(1).map(drop), controller.reset()] {
         assert!(matches!(error, Err(Error::Queue { fault: Fault::TakenBack, .. })), "{error:?}");
     }
+}
+
+#[test]
+fn it_is_given_back_while_it_owes_the_answer_to_an_admin_command() {
+    let fake = Fake::new();
+    let controller = open(&fake);
+    fake.state().ignored = Some(AdminOpcode::GET_LOG_PAGE);
+    fake.event(AsynchronousEvent::TEMPERATURE_THRESHOLD.into_bits());
+    let start = Instant::now();
+    while fake.admin_commands(AdminOpcode::GET_LOG_PAGE) == 0 {
+        assert!(start.elapsed() < LONG);
+        std::thread::yield_now();
+    }
+    want_back(&fake, &controller);
+    assert!(controller.failure().is_some_and(|why| why.contains("taken back")));
 }
 
 #[test]

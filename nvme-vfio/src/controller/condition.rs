@@ -37,6 +37,11 @@ impl Pulse {
         self.generation.load(Ordering::Relaxed)
     }
 
+    /// Has everybody look up.
+    pub(crate) fn count_beat(&self) {
+        self.beats.fetch_add(1, Ordering::Release);
+    }
+
     pub(crate) fn condition(&self) -> Condition {
         // Acquire: whoever sees a new condition sees what led to it.
         match self.condition.load(Ordering::Acquire) {
@@ -72,11 +77,6 @@ impl Shared {
         self.pulse().condition.store(condition as u8, Ordering::Release);
     }
 
-    /// Has everybody look up.
-    pub(crate) fn count_beat(&self) {
-        self.pulse().beats.fetch_add(1, Ordering::Release);
-    }
-
     /// Fails if the controller was given up.
     pub(crate) fn check_usable(&self) -> Result<(), Error> {
         match self.pulse().failure() {
@@ -97,14 +97,17 @@ impl Shared {
         self.set_condition(Condition::Failed);
     }
 
-    /// The admin queue, unless somebody else has it all the time.
+    /// The admin queue, unless somebody else has it all the time, or a reset is coming.
     pub(crate) fn admin_lock_within(&self, limit: Duration) -> Option<MutexGuard<'_, AdminQueue>> {
         let start = Instant::now();
         loop {
             match self.admin_mutex().try_lock() {
                 Ok(guard) => return Some(guard),
                 Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
-                Err(TryLockError::WouldBlock) if start.elapsed() < limit => {
+                Err(TryLockError::WouldBlock)
+                    if start.elapsed() < limit && !self.inbox().is_faulted(self.generation()) =>
+                {
+                    self.heartbeat().beat_if_due();
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 Err(TryLockError::WouldBlock) => return None,
@@ -121,7 +124,7 @@ impl Shared {
         let mut admin = self.admin();
         // Queue pairs see it before the controller does, so that none of them rings a doorbell of what comes after.
         self.pulse().generation.fetch_add(1, Ordering::SeqCst);
-        self.count_beat();
+        self.pulse().count_beat();
         self.forget_shadow_doorbells();
         self.set_quiet(false);
         let timeout = self.registers().ready_timeout(self.cap())?;
@@ -152,7 +155,7 @@ impl Shared {
         // As in `restart`.
         let _admin = self.admin();
         self.pulse().generation.fetch_add(1, Ordering::SeqCst);
-        self.count_beat();
+        self.pulse().count_beat();
         if self.condition() != Condition::Failed {
             self.shut_down();
         }

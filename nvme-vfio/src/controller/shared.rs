@@ -19,6 +19,7 @@ use crate::dma::DmaSpace;
 use crate::error::{Error, Fault};
 use crate::events::Events;
 use crate::options::Options;
+use crate::recovery::heartbeat::Heartbeat;
 use crate::recovery::inbox::Inbox;
 use crate::recovery::link::Link;
 use crate::recovery::{Condition, Counters};
@@ -33,7 +34,7 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
 
 /// What all handles and queue pairs of a controller share.
 pub(crate) struct Shared {
-    pulse: Arc<Pulse>,
+    heartbeat: Arc<Heartbeat>,
     registers: Registers,
     space: Arc<DmaSpace>,
     cap: Cap,
@@ -47,7 +48,6 @@ pub(crate) struct Shared {
     shadow: Option<Arc<ShadowDoorbells>>,
     shadow_in_use: AtomicBool,
     queue_ids: Mutex<QueueIds>,
-    links: Mutex<BTreeMap<u16, Arc<Link>>>,
     inbox: Arc<Inbox>,
     events: Events,
     counters: Counters,
@@ -81,8 +81,13 @@ impl Shared {
         };
         let inbox = Arc::new(Inbox::default());
         let abort_timeout = options.recovery.as_ref().map(|recovery| recovery.abort_timeout);
-        let watch =
-            abort_timeout.map(|limit| Watch { inbox: inbox.clone(), generation: 0, abort_timeout: limit });
+        let heartbeat = Arc::new(Heartbeat::new(&options));
+        let watch = abort_timeout.map(|abort_timeout| Watch {
+            inbox: inbox.clone(),
+            heartbeat: heartbeat.clone(),
+            generation: 0,
+            abort_timeout,
+        });
         let place = Place { registers: &registers, space: &space, memory_page_size, dstrd: cap.dstrd() };
         let mut admin = AdminQueue::new(&place, shadow.as_ref(), watch)?;
         let identify = bring_up::enable(&registers, cap, memory_page_size, timeout)
@@ -94,7 +99,7 @@ impl Shared {
         let max_transfer = bring_up::max_transfer(&identify, cap, &options, memory_page_size);
         let version = registers.vs()?;
         let shared = Shared {
-            pulse: Arc::default(),
+            heartbeat,
             registers,
             space,
             cap,
@@ -107,7 +112,6 @@ impl Shared {
             shadow,
             shadow_in_use: AtomicBool::new(false),
             queue_ids: Mutex::new(QueueIds { granted: 0, taken: BTreeSet::new() }),
-            links: Mutex::default(),
             inbox,
             events: Events::default(),
             counters: Counters::default(),
@@ -172,7 +176,11 @@ impl Shared {
 
     #[inline]
     pub(crate) fn pulse(&self) -> &Arc<Pulse> {
-        &self.pulse
+        self.heartbeat.pulse()
+    }
+
+    pub(crate) fn heartbeat(&self) -> &Heartbeat {
+        &self.heartbeat
     }
 
     pub(super) fn failure(&self) -> &Failure {
@@ -201,7 +209,7 @@ impl Shared {
 
     /// The mailboxes of all queue pairs.
     pub(crate) fn links(&self) -> MutexGuard<'_, BTreeMap<u16, Arc<Link>>> {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner)
+        self.heartbeat.links()
     }
 
     pub(crate) fn unsupported(&self, what: impl Into<String>) -> Error {
@@ -281,10 +289,10 @@ impl Shared {
 
     /// A new admin queue, of this generation.
     pub(super) fn new_admin_queue(&self) -> Result<AdminQueue, Error> {
-        let (inbox, generation) = (self.inbox.clone(), self.generation());
         let watch = self.options.recovery.as_ref().map(|recovery| Watch {
-            inbox,
-            generation,
+            inbox: self.inbox.clone(),
+            heartbeat: self.heartbeat.clone(),
+            generation: self.generation(),
             abort_timeout: recovery.abort_timeout,
         });
         let place = Place {

@@ -17,13 +17,12 @@ use crate::admin::AdminData;
 use crate::controller::Shared;
 use crate::error::Error;
 use crate::io_queue::Rings;
-use crate::options::{Options, Recovery};
+use crate::options::Recovery;
 
 /// The caretaker's state.
 pub(crate) struct Caretaker {
     shared: Arc<Shared>,
     options: Recovery,
-    beat: Duration,
     /// When the resets of the current window were.
     resets: VecDeque<Instant>,
 }
@@ -31,26 +30,20 @@ pub(crate) struct Caretaker {
 /// Pauses between resets that did not help: each twice as long as the one before, from this to that.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
 
-/// How often it looks around: late by a quarter of the shortest deadline at most.
-fn beat(options: &Options, recovery: &Recovery) -> Duration {
-    let shortest = options.io_timeout.min(recovery.abort_timeout);
-    (shortest / 8).clamp(Duration::from_millis(2), Duration::from_millis(500))
-}
-
 impl Caretaker {
     /// Starts the thread. It ends when the controller's inbox says so.
     pub(crate) fn spawn(shared: Arc<Shared>, options: Recovery) -> io::Result<JoinHandle<()>> {
-        let beat = beat(shared.options(), &options);
-        let caretaker = Self { shared, options, beat, resets: VecDeque::new() };
+        let caretaker = Self { shared, options, resets: VecDeque::new() };
         std::thread::Builder::new().name("nvme-caretaker".into()).spawn(|| caretaker.run())
     }
 
     fn run(mut self) {
-        let mut next_beat = Instant::now() + self.beat;
+        let interval = self.shared.heartbeat().interval();
+        let mut next_beat = Instant::now() + interval;
         loop {
             if Instant::now() >= next_beat {
                 self.look_around();
-                next_beat = Instant::now() + self.beat;
+                next_beat = Instant::now() + interval;
             }
             match self.shared.inbox().next(self.shared.generation(), next_beat) {
                 Next::Stop => return,
@@ -80,9 +73,8 @@ impl Caretaker {
             self.shared.inbox().report(self.shared.generation(), &fault);
             return;
         }
+        self.shared.heartbeat().beat();
         self.shared.handle_events();
-        self.shared.count_beat();
-        self.shared.links().values().for_each(|link| link.wake_if_outstanding());
     }
 
     /// Has the controller abort a command. If it does not help, the command's deadline says so.
@@ -131,7 +123,7 @@ impl Caretaker {
             // Then it is not well after all.
             return self.shared.inbox().report(generation, &error);
         }
-        self.shared.count_beat();
+        self.shared.pulse().count_beat();
         link.wake();
     }
 
@@ -221,7 +213,7 @@ impl Caretaker {
     }
 
     fn wake_all(&self) {
-        self.shared.count_beat();
+        self.shared.pulse().count_beat();
         self.shared.links().values().for_each(|link| link.wake());
     }
 }

@@ -3,7 +3,8 @@
 //! Each controller opened with [`crate::Options::recovery`] has a *caretaker*, a thread that sleeps most of the time.
 //! At every beat (an eighth of the shortest deadline, 2 to 500 ms) it looks at CSTS, takes asynchronous events, and
 //! counts up a number that every queue pair compares at every poll: one load of a word that hardly ever changes is all
-//! that deadlines and recovery cost an I/O. Queue pairs stay with the threads that own them; caretaker and owners talk
+//! that deadlines and recovery cost an I/O. Whoever waits for an admin command, the caretaker among them, beats
+//! meanwhile: deadlines of I/O do not wait for a controller that owes an answer elsewhere. Queue pairs stay with the threads that own them; caretaker and owners talk
 //! through a mailbox each, in which nothing lies as long as all is well.
 //!
 //! # A command
@@ -86,6 +87,7 @@
 //! completion of a former life hits nothing.
 
 pub(crate) mod caretaker;
+pub(crate) mod heartbeat;
 pub(crate) mod inbox;
 pub(crate) mod link;
 
