@@ -29,8 +29,8 @@ use crate::transport::Transport;
 
 /// The critical warnings of the SMART / Health log that any controller may have.
 const CRITICAL_WARNINGS: u8 = 0x1f;
-/// How long a controller that does not say (RTD3E) may take to shut down.
-const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
+/// How long a controller may take to shut down: what it says (RTD3E), within what is sensible and Linux has too.
+const SHUTDOWN_LIMITS: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 
 /// What all handles and queue pairs of a controller share.
 pub(crate) struct Shared {
@@ -279,8 +279,7 @@ impl Shared {
 
     /// Tells the controller that it is over, and waits until it is through.
     pub(super) fn shut_down(&self) {
-        // RTD3E is in microseconds.
-        let limit = SHUTDOWN_LIMIT.max(Duration::from_micros(self.identify.rtd3e.into()));
+        let limit = shutdown_limit(self.identify.rtd3e);
         let timeout = self.registers.ready_timeout(self.cap);
         if let Err(error) = timeout.and_then(|timeout| self.registers.shut_down(limit, timeout)) {
             tracing::warn!("shutting down: {error}");
@@ -305,6 +304,11 @@ impl Shared {
     }
 }
 
+/// How long to wait for a controller with this RTD3E, in microseconds, which may be nonsense.
+fn shutdown_limit(rtd3e: u32) -> Duration {
+    Duration::from_micros(rtd3e.into()).clamp(SHUTDOWN_LIMITS.0, SHUTDOWN_LIMITS.1)
+}
+
 impl Drop for Shared {
     fn drop(&mut self) {
         if self.condition() == Condition::Failed {
@@ -312,5 +316,17 @@ impl Drop for Shared {
             return;
         }
         self.shut_down();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_controller_that_claims_to_take_for_ever_to_shut_down_is_not_waited_for_so_long() {
+        assert_eq!(shutdown_limit(0), Duration::from_secs(5), "it does not say");
+        assert_eq!(shutdown_limit(8_000_000), Duration::from_secs(8));
+        assert_eq!(shutdown_limit(u32::MAX), Duration::from_secs(60));
     }
 }
