@@ -33,7 +33,7 @@ pub enum Submission {
 ///   block). A thread with several queues on one disk therefore polls all of them while it waits for any, and before
 ///   it drops one sees the others through to their last completion.
 pub trait Queue {
-    /// Takes a request. It may only be started by the next [`Queue::kick`].
+    /// Takes a request. It is started by the next [`Queue::kick`] at the latest.
     ///
     /// # Safety
     ///
@@ -54,8 +54,8 @@ pub trait Queue {
         false
     }
 
-    /// Ends a batch: everything submitted so far gets under way, with one system call for all of it where one is
-    /// needed.
+    /// Ends a batch: everything submitted so far that is not under way yet gets so, with one system call for all of it
+    /// where one is needed.
     fn kick(&mut self);
 
     /// Appends what has completed to `completions` and says how many that were. Never blocks, and makes no system

@@ -1,4 +1,5 @@
-//! `aio=io_uring`: requests go to the kernel through a ring of shared memory, one system call for a batch of them.
+//! `aio=io_uring`: requests go to the kernel through a ring of shared memory, one system call for up to [`BATCH`] of
+//! them.
 //!
 //! Each queue has a [`Ring`] of its own. What io_uring cannot take as it is goes to the disk's thread pool, whose event
 //! the ring reads, so that the ring's descriptor is the only one to wait on.
@@ -20,6 +21,14 @@ use std::sync::atomic::Ordering;
 
 /// `IORING_MAX_ENTRIES` of the kernel, less one for the pool's event.
 const MAX_DEPTH: u16 = 32767;
+
+/// Requests that go to the kernel in one system call, at most.
+///
+/// The kernel takes some microseconds of CPU time for each, and the medium hears of the first only when the call is
+/// through with all of them. So a medium that has nothing else to do, because it completed all that it had together,
+/// begins earlier the smaller the batch, while each batch costs a system call and what ringing the medium costs.
+/// `docs/speed.md` has what was measured.
+const BATCH: u32 = 8;
 
 /// The user data of the read that waits for the pool's event; requests have their slot's number.
 const POOL_EVENT: u64 = u64::MAX;
@@ -356,6 +365,9 @@ impl<R: Ring> Queue for UringQueue<R> {
                 slot.step = step;
                 slot.transfer.begin(&request);
                 self.push_step(index);
+                if self.unsubmitted >= BATCH {
+                    self.enter(0);
+                }
             }
             None => {
                 self.jobs.begin(index, &request);
@@ -437,7 +449,7 @@ mod tests {
                 return None;
             }
         };
-        let queue = UringQueue::open(file, Arc::new(Pool::new()), 4).unwrap();
+        let queue = UringQueue::open(file, Arc::new(Pool::new()), 2 * BATCH as u16).unwrap();
         Some((queue, vec![0; 16384]))
     }
 
@@ -458,6 +470,20 @@ mod tests {
         // SAFETY: the queue is dropped before `memory`.
         assert_eq!(unsafe { queue.submit(request) }, Submission::Pending);
         slot
+    }
+
+    #[test]
+    fn a_full_batch_does_not_wait_for_the_kick() {
+        let Some((mut queue, mut memory)) = queue("writeback") else { return };
+        for n in 1..BATCH {
+            write(&mut queue, &mut memory, RequestFlags::NONE);
+            assert_eq!((queue.unsubmitted, queue.with_kernel), (n, 0));
+        }
+        write(&mut queue, &mut memory, RequestFlags::NONE);
+        assert_eq!((queue.unsubmitted, queue.with_kernel), (0, BATCH));
+        write(&mut queue, &mut memory, RequestFlags::NONE);
+        assert_eq!(queue.unsubmitted, 1, "begins the next");
+        drop(queue);
     }
 
     #[test]

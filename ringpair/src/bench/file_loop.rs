@@ -1,7 +1,8 @@
 //! A plain io_uring loop on the file under test: what the file gives to a program that does nothing but I/O on it.
 //!
-//! It is as strong as such a loop gets: one ring per job, single issuer with deferred task work, a registered file,
-//! registered buffers, one system call for everything that there is to submit and to collect.
+//! It has all that a ring offers: one per job, single issuer with deferred task work, a registered file, registered
+//! buffers, one system call for everything that there is to submit and to collect. It stays a plain one, as `fio` has
+//! it: the disk, which gives the kernel what it has a few requests at a time, can be a little above it.
 
 use super::copy::Memory;
 use super::placement::{Placement, pin};

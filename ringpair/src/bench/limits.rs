@@ -49,7 +49,8 @@ pub struct Bound {
 }
 
 impl Limit {
-    /// The limit now. `waiting` is how a file's loop waits; `None` tries both ways and keeps the better.
+    /// The limit now. `waiting` is how a file's loop waits; `None` tries both ways, keeps the better, and measures that
+    /// anew: the better one of two was partly the luckier one.
     fn measure(
         &self,
         workload: &Workload,
@@ -71,14 +72,14 @@ impl Limit {
                 // As long a look as at the row, within reason: storage has moods.
                 let runtime = runtime.min(Duration::from_secs(1));
                 let run = |waiting| file_loop::measure(workload, &subject, placement, waiting, runtime);
-                let iops = if let Some(waiting) = *waiting {
-                    run(waiting)?
+                let better = if let Some(waiting) = *waiting {
+                    waiting
                 } else {
                     let (asleep, awake) = (run(Waiting::Asleep)?, run(Waiting::Awake)?);
-                    *waiting = Some(if asleep > awake { Waiting::Asleep } else { Waiting::Awake });
-                    asleep.max(awake)
+                    if asleep > awake { Waiting::Asleep } else { Waiting::Awake }
                 };
-                Ok(Bound { iops, set_by: "io_uring" })
+                *waiting = Some(better);
+                Ok(Bound { iops: run(better)?, set_by: "io_uring" })
             }
         }
     }
