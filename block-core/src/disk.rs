@@ -74,6 +74,12 @@ pub trait Disk: Send + Sync {
     /// What the disk is like now.
     fn info(&self) -> DiskInfo;
 
+    /// What tells its data from all other, wherever it is found: for a drive, what that says of itself. `None`: nothing
+    /// does, but where it is.
+    fn unique_identifier(&self) -> Option<String> {
+        None
+    }
+
     /// Has `changed` called, on any thread, each time that [`DiskInfo::capacity`] has become another (a resize where the
     /// data is), for as long as it lives. It must not wait for anything. By default a disk keeps its size.
     fn watch_capacity(&self, changed: Weak<CapacityWatcher>) {

@@ -32,8 +32,12 @@ fn registry() -> Registry {
 
 fn namespace(registry: &Registry, nsid: u32, text: &str) -> Result<Namespace> {
     let mut spec = parse(text)?;
-    let options = take_namespace_options(&mut spec)?;
+    let block_size = spec
+        .take_word("block-size", &[("512", 512), ("4096", 4096)])
+        .map_err(|error| Usage(error.to_string()))?;
+    let identity = Chosen::take(&mut spec)?;
     let disk = open(registry, spec)?;
+    let options = NamespaceOptions { block_size, identity: identity.of(&*disk) };
     Namespace::new(nsid, disk, &options).map_err(|error| anyhow!("{text}: {error}"))
 }
 
@@ -46,21 +50,35 @@ pub fn parse(text: &str) -> Result<DiskSpec> {
     text.parse().map_err(|error| Usage(format!("{error}")).into())
 }
 
-fn take_namespace_options(spec: &mut DiskSpec) -> Result<NamespaceOptions> {
-    let usage = |error| Usage(format!("{error}"));
-    let block_size = spec.take_word("block-size", &[("512", 512), ("4096", 4096)]).map_err(usage)?;
-    let uuid = spec
-        .take_parsed("uuid", "a UUID such as 123e4567-e89b-12d3-a456-426614174000", |text| {
-            Uuid::try_parse(text).ok().filter(|uuid| !uuid.is_nil())
+/// Where a namespace's identity comes from, as far as its name says.
+enum Chosen {
+    /// There is nothing else to ask.
+    Already(Identity),
+    /// The disk may know, or else it is its name.
+    ByDisk(String),
+}
+
+impl Chosen {
+    fn take(spec: &mut DiskSpec) -> Result<Self> {
+        let example = "a UUID such as 123e4567-e89b-12d3-a456-426614174000";
+        let parse = |text: &str| Uuid::try_parse(text).ok().filter(|uuid| !uuid.is_nil());
+        let uuid = spec.take_parsed("uuid", example, parse).map_err(|error| Usage(error.to_string()))?;
+        Ok(match (uuid, spec.scheme()) {
+            (Some(uuid), _) => Self::Already(Identity::Uuid(uuid)),
+            (None, None | Some(Registry::FILE)) => {
+                Self::Already(Identity::Path(PathBuf::from(spec.location())))
+            }
+            (None, Some("mem" | "null")) => Self::Already(Identity::Fresh),
+            (None, Some(scheme)) => Self::ByDisk(format!("{scheme}:{}", spec.location())),
         })
-        .map_err(usage)?;
-    let identity = match (uuid, spec.scheme()) {
-        (Some(uuid), _) => Identity::Uuid(uuid),
-        (None, None | Some(Registry::FILE)) => Identity::Path(PathBuf::from(spec.location())),
-        (None, Some("mem" | "null")) => Identity::Fresh,
-        (None, Some(scheme)) => Identity::Name(format!("{scheme}:{}", spec.location())),
-    };
-    Ok(NamespaceOptions { block_size, identity })
+    }
+
+    fn of(self, disk: &dyn Disk) -> Identity {
+        match self {
+            Self::Already(identity) => identity,
+            Self::ByDisk(name) => Identity::Name(disk.unique_identifier().unwrap_or(name)),
+        }
+    }
 }
 
 fn open(registry: &Registry, spec: DiskSpec) -> Result<Arc<dyn Disk>> {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// A target, as the user names it: `nvme://BDF[/NSID]`, BDF, `vfio-user:SOCKET[/NSID]`, or a DISK.
+/// A target, as the user names it: `nvme://BDF[/NSID]`, BDF, `vfio-user:SOCKET[/NSID]`, each with options, or a DISK.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// A controller of this machine, through the kernel's VFIO.
@@ -29,6 +29,8 @@ pub enum Target {
         socket: PathBuf,
         /// One of its namespaces.
         nsid: Option<u32>,
+        /// `timeout=`, as above.
+        timeout: Option<u16>,
     },
     /// A disk, for which a controller has to be started.
     Disk(String),
@@ -38,14 +40,15 @@ impl FromStr for Target {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if let Some(path) = text.strip_prefix("vfio-user:") {
-            return vfio_user(text, path);
-        }
         if let Ok(address) = text.parse() {
             return Ok(Self::Nvme { address, nsid: None, interface: None, timeout: None });
         }
         let spec = disk::parse(text).map_err(|error| error.to_string())?;
-        if spec.scheme() == Some("nvme") { nvme(text, spec) } else { Ok(Self::Disk(text.to_owned())) }
+        match spec.scheme() {
+            Some("nvme") => nvme(text, spec),
+            Some("vfio-user") => vfio_user(text, spec),
+            _ => Ok(Self::Disk(text.to_owned())),
+        }
     }
 }
 
@@ -67,15 +70,22 @@ fn nvme(text: &str, mut spec: DiskSpec) -> Result<Target, String> {
     };
     let address = address.parse().map_err(|error| format!("`{text}`: {error}"))?;
     let interface = spec.take_word("vfio", &Interface::WORDS).map_err(|error| error.to_string())?;
+    let timeout = only_timeout(spec)?;
+    Ok(Target::Nvme { address, nsid, interface, timeout })
+}
+
+/// The option `timeout=`, behind which there is no other left.
+fn only_timeout(mut spec: DiskSpec) -> Result<Option<u16>, String> {
     let seconds = |text: &str| text.parse().ok().filter(|seconds| *seconds > 0);
     let timeout = spec.take_parsed("timeout", "a number of seconds from 1 to 65535", seconds);
     let timeout = timeout.map_err(|error| error.to_string())?;
     spec.finish().map_err(|error| error.to_string())?;
-    Ok(Target::Nvme { address, nsid, interface, timeout })
+    Ok(timeout)
 }
 
-/// `vfio-user:SOCKET[/NSID]`, of which `path` is what follows the scheme.
-fn vfio_user(text: &str, path: &str) -> Result<Target, String> {
+/// `vfio-user:SOCKET[/NSID][,timeout=…]`.
+fn vfio_user(text: &str, spec: DiskSpec) -> Result<Target, String> {
+    let path = spec.location();
     // A number after the last slash is always an NSID: a socket of such a name needs one behind it.
     let (path, nsid) = match path.rsplit_once('/') {
         Some((path, last)) if !last.is_empty() && last.bytes().all(|byte| byte.is_ascii_digit()) => {
@@ -86,7 +96,8 @@ fn vfio_user(text: &str, path: &str) -> Result<Target, String> {
     if path.is_empty() {
         return Err(format!("`{text}` names no socket: expected vfio-user:SOCKET[/NSID]"));
     }
-    Ok(Target::VfioUser { socket: PathBuf::from(path), nsid })
+    let socket = PathBuf::from(path);
+    Ok(Target::VfioUser { socket, nsid, timeout: only_timeout(spec)? })
 }
 
 impl Target {
@@ -101,7 +112,7 @@ impl Target {
     /// The driver's options, with what the target says of them.
     pub fn apply(&self, options: Options) -> Options {
         match self {
-            Self::Nvme { timeout: Some(seconds), .. } => {
+            Self::Nvme { timeout: Some(seconds), .. } | Self::VfioUser { timeout: Some(seconds), .. } => {
                 Options { io_timeout: Duration::from_secs((*seconds).into()), ..options }
             }
             _ => options,
@@ -118,8 +129,11 @@ impl fmt::Display for Target {
                 interface.iter().try_for_each(|interface| write!(f, ",vfio={interface}"))?;
                 timeout.iter().try_for_each(|seconds| write!(f, ",timeout={seconds}"))
             }
-            Self::VfioUser { socket, nsid: None } => write!(f, "vfio-user:{}", socket.display()),
-            Self::VfioUser { socket, nsid: Some(nsid) } => write!(f, "vfio-user:{}/{nsid}", socket.display()),
+            Self::VfioUser { socket, nsid, timeout } => {
+                write!(f, "vfio-user:{}", socket.display())?;
+                nsid.iter().try_for_each(|nsid| write!(f, "/{nsid}"))?;
+                timeout.iter().try_for_each(|seconds| write!(f, ",timeout={seconds}"))
+            }
             Self::Disk(disk) => f.write_str(disk),
         }
     }
@@ -130,7 +144,7 @@ mod tests {
     use super::*;
 
     fn vfio_user(socket: &str, nsid: Option<u32>) -> Result<Target, String> {
-        Ok(Target::VfioUser { socket: PathBuf::from(socket), nsid })
+        Ok(Target::VfioUser { socket: PathBuf::from(socket), nsid, timeout: None })
     }
 
     #[test]
@@ -179,7 +193,14 @@ mod tests {
 
     #[test]
     fn what_names_nothing_is_refused() {
-        for text in ["vfio-user:", "vfio-user:/a/0", "vfio-user:/a/99999999999", "", "a,b"] {
+        for text in [
+            "vfio-user:",
+            "vfio-user:/a/0",
+            "vfio-user:/a/1,cache=none",
+            "vfio-user:/a/99999999999",
+            "",
+            "a,b",
+        ] {
             assert!(text.parse::<Target>().is_err(), "{text}");
         }
     }
@@ -189,6 +210,7 @@ mod tests {
         for text in [
             "vfio-user:/run/a.sock/3",
             "vfio-user:a.sock",
+            "vfio-user:a.sock/1,timeout=5",
             "mem:1G",
             "nvme://0000:01:00.0",
             "nvme://0000:01:00.0/1,vfio=group,timeout=5",

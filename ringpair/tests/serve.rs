@@ -116,3 +116,21 @@ fn a_drive_that_is_served_is_shut_down_in_an_orderly_way() {
     assert_eq!(served.end(Signal::KILL), None);
     assert_eq!(unsafe_shutdowns(), 1, "nobody can do so after SIGKILL, and the next start copes with it");
 }
+
+#[test]
+fn a_drives_namespace_is_the_same_to_guests_wherever_the_drive_is_found() {
+    let folder = Folder::new();
+    let (outer, disk) = (folder.text("outer"), folder.file("disk.img", 1 << 20));
+    let uuid = |drive: &str, of: &str| {
+        let inner = Served::start(&["--socket", drive, of]);
+        let served = Served::start(&["--socket", &outer, &format!("vfio-user:{drive}/1")]);
+        let said = program::succeed(&["identify", "--json", &format!("vfio-user:{outer}/1,timeout=5")]);
+        let said: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+        assert_eq!(served.end(Signal::TERM), Some(0));
+        assert_eq!(inner.end(Signal::TERM), Some(0));
+        said["namespaces"][0]["uuid"].as_str().expect("a UUID").to_owned()
+    };
+    let here = uuid(&folder.text("drive"), &disk);
+    assert_eq!(uuid(&folder.text("elsewhere"), &disk), here);
+    assert_ne!(uuid(&folder.text("drive"), &folder.file("other.img", 1 << 20)), here);
+}

@@ -86,6 +86,11 @@ impl Capacity {
     }
 }
 
+/// Bytes as text.
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 impl NvmeDisk {
     pub(super) fn new(drive: Arc<Drive>, namespace: Arc<DiskNamespace>, read_only: bool) -> Self {
         Self { drive, namespace, read_only }
@@ -107,6 +112,17 @@ impl Disk for NvmeDisk {
         let sgls = self.drive.controller().identify().sgls;
         let info = self.namespace.limits.describe(&self.namespace.namespace, sgls, self.read_only);
         DiskInfo { capacity: self.namespace.capacity(), ..info }
+    }
+
+    fn unique_identifier(&self) -> Option<String> {
+        let (controller, namespace) =
+            (self.drive.controller().identify(), self.namespace.namespace.identify());
+        // Most drives have one of these, and the first is to be preferred (Base 2.0, "Unique Identifier").
+        let unique = |bytes: &[u8]| bytes.iter().any(|byte| *byte != 0).then(|| hex(bytes));
+        Some(match unique(&namespace.nguid).or_else(|| unique(&namespace.eui64)) {
+            Some(identifier) => identifier,
+            None => format!("{}/{}/{}", controller.mn, controller.sn, self.nsid()),
+        })
     }
 
     fn watch_capacity(&self, changed: Weak<CapacityWatcher>) {

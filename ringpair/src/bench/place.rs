@@ -59,7 +59,7 @@ impl Place {
             }
             Target::Disk(disk) => {
                 let server = Server::start(disk, options.queues, placement.reactor(), explain)?;
-                let socket = Target::VfioUser { socket: server.socket().into(), nsid: None };
+                let socket = Target::VfioUser { socket: server.socket().into(), nsid: None, timeout: None };
                 Self::elsewhere(&socket, options, Some(server))
             }
             _ if loopback => {
