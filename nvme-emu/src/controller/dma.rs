@@ -28,7 +28,10 @@ impl Control {
                 let fault = controller.shared.fault.clone();
                 let len = usize::try_from(len).map_err(|_| libc::EINVAL)?;
                 let mapping = Mapping::new(fd, offset, len, read, write, fault);
-                Some(Arc::new(mapping.map_err(|error| error.raw_os_error().unwrap_or(libc::EINVAL))?))
+                Some(Arc::new(mapping.map_err(|error| {
+                    tracing::warn!("the client's memory at {iova:#x}+{len:#x} cannot be mapped: {error}");
+                    error.raw_os_error().unwrap_or(libc::EINVAL)
+                })?))
             }
             None => {
                 if len >= LIKELY_RAM && !std::mem::replace(&mut controller.warned_of_private_memory, true) {

@@ -396,6 +396,15 @@ mod tests {
     }
 
     #[test]
+    fn memory_that_its_file_does_not_have_is_not_mapped() {
+        for (offset, len) in [(0, 3 * PAGE), (PAGE, 2 * PAGE), (4 * PAGE, PAGE), (!0xfff, PAGE)] {
+            let error = Mapping::new(memfd(2), offset, len as usize, true, true, Arc::default()).unwrap_err();
+            assert!(error.to_string().ends_with("is not inside its file of 0x2000 bytes"), "{error}");
+        }
+        Mapping::new(memfd(2), PAGE, PAGE as usize, true, true, Arc::default()).unwrap();
+    }
+
+    #[test]
     fn truncated_memory_reads_as_zeroes_and_marks_the_fault() {
         let fault = Arc::<Fault>::default();
         let fd = memfd(2);

@@ -1,7 +1,9 @@
 //! A client's shared memory, mapped into this process.
 
 use super::sigbus::{Fault, Guard};
+use rustix::fs::{FileType, fstat};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::param::page_size;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -28,7 +30,8 @@ impl Mapping {
     ///
     /// # Errors
     ///
-    /// `EINVAL` for an offset that is not page-aligned or a length of 0, or what `mmap` says.
+    /// `EINVAL` for an offset that is not page-aligned or a length of 0, or what `mmap` says; `InvalidInput` with a
+    /// message for a file that is shorter than that.
     pub fn new(
         backing: OwnedFd,
         offset: u64,
@@ -37,6 +40,7 @@ impl Mapping {
         write: bool,
         fault: Arc<Fault>,
     ) -> io::Result<Self> {
+        check_file_len(&backing, offset, len)?;
         let mut protection = ProtFlags::empty();
         if read {
             protection |= ProtFlags::READ;
@@ -80,6 +84,23 @@ impl Mapping {
     pub fn backing(&self) -> (BorrowedFd<'_>, u64) {
         (self.backing.as_fd(), self.backing_offset)
     }
+}
+
+/// Refuses to map past the end of a file. What lies there is not what the client has there: nothing, or on hugetlbfs, whose
+/// files grow by being mapped, new memory of nobody's. SPDK's driver names the first of many such files for all of them
+/// unless it is told to make a single one.
+fn check_file_len(backing: &OwnedFd, offset: u64, len: usize) -> io::Result<()> {
+    let stat = fstat(backing)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        // Devices have no length.
+        return Ok(());
+    }
+    let file_len = (stat.st_size as u64).next_multiple_of(page_size() as u64);
+    if offset.checked_add(len as u64).is_none_or(|end| end > file_len) {
+        let what = format!("{offset:#x}+{len:#x} is not inside its file of {:#x} bytes", stat.st_size);
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    }
+    Ok(())
 }
 
 impl Drop for Mapping {
