@@ -401,7 +401,8 @@ impl Drop for DmaBuffer {
             // SAFETY: dropped here and nowhere else, and not used again.
             Ok(()) => unsafe { ManuallyDrop::drop(&mut self.memory) },
             // The controller may still write there: neither these pages nor this address may ever be used for
-            // anything else.
+            // anything else. Where it cannot be reached any more, that has been said once.
+            Err(error) if self.space.transport.lost().is_some() => tracing::debug!("{error}; leaving it"),
             Err(error) => tracing::warn!("{error}; leaving it"),
         }
     }

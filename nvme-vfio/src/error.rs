@@ -71,6 +71,14 @@ pub enum Error {
         /// What the last one, or what led there, ended in.
         why: String,
     },
+    /// The way to the controller is gone for good ([`crate::transport::Transport::lost`]).
+    #[error("{name}: {}: {why}", Fault::Lost)]
+    Lost {
+        /// The controller.
+        name: String,
+        /// What happened to it.
+        why: String,
+    },
     /// Whoever lent the controller wanted it back, and has it.
     #[error("{name}: {}", Fault::TakenBack)]
     TakenBack {
@@ -101,7 +109,8 @@ pub enum Error {
 ///
 /// Without [`crate::Options::recovery`] it stays broken: what is in flight in it is lost, and its memory is the
 /// controller's, until the controller is reset. With recovery this is what it is recovered from; of what recovery could
-/// not help, only [`Fault::GivenUp`], [`Fault::TakenBack`] and [`Fault::NotRemade`] are told, after everything in flight has been ended.
+/// not help, only [`Fault::GivenUp`], [`Fault::Lost`], [`Fault::TakenBack`] and [`Fault::NotRemade`] are told, after everything in
+/// flight has been ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
@@ -137,6 +146,9 @@ pub enum Fault {
         /// How many resets were tried.
         resets: u32,
     },
+    /// The way to the controller is gone for good; [`crate::Controller::failure`] says why.
+    #[error("the controller cannot be reached any more")]
+    Lost,
     /// Whoever lent the controller wanted it back: it was shut down.
     #[error("the controller was taken back: its driver is being unbound, or it is being unplugged")]
     TakenBack,

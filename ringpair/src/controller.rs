@@ -8,6 +8,7 @@ use nvme_emu::{ControllerOptions, Engine, EngineOptions};
 use nvme_loopback::Loopback;
 use nvme_vfio::transport::{Vfio, VfioUser};
 use nvme_vfio::{Controller, Namespace, Options};
+use rustix::process::Pid;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,6 +17,15 @@ pub struct Opened {
     /// The driver's side. Shut down before what is behind it.
     pub controller: Controller,
     behind: Option<Behind>,
+    server_process: Option<Pid>,
+}
+
+/// As [`Opened::explain`].
+pub fn explain<T>(controller: &Controller, result: Result<T>) -> Result<T> {
+    result.map_err(|error| match controller.failure() {
+        Some(why) => anyhow!("{error:#}: {why}"),
+        None => error,
+    })
 }
 
 /// The controller's side, where that is in this process.
@@ -35,7 +45,8 @@ impl Opened {
         match target {
             Target::Nvme { address, interface, .. } => {
                 let transport = Vfio::open(*address, interface.unwrap_or_default())?;
-                Ok(Self { controller: Controller::open(Box::new(transport), options)?, behind: None })
+                let controller = Controller::open(Box::new(transport), options)?;
+                Ok(Self { controller, behind: None, server_process: None })
             }
             Target::VfioUser { socket, .. } => Self::vfio_user(socket, options),
             Target::Disk(disk) => Self::disk(disk, options),
@@ -45,7 +56,8 @@ impl Opened {
     fn vfio_user(socket: &Path, options: Options) -> Result<Self> {
         let transport = VfioUser::connect(socket)
             .with_context(|| format!("{}: cannot reach a vfio-user server", socket.display()))?;
-        Ok(Self { controller: Controller::open(Box::new(transport), options)?, behind: None })
+        let server_process = transport.server_process();
+        Ok(Self { controller: Controller::open(Box::new(transport), options)?, behind: None, server_process })
     }
 
     fn disk(disk: &str, options: Options) -> Result<Self> {
@@ -69,7 +81,7 @@ impl Opened {
         let function = engine.add_controller(&subsystem, &ControllerOptions { queues, ..default })?;
         let transport = Loopback::new(name, function).with_context(|| format!("{name}: attaching to it"))?;
         let controller = Controller::open(Box::new(transport), options)?;
-        Ok(Self { controller, behind: Some(Behind { engine, subsystem }) })
+        Ok(Self { controller, behind: Some(Behind { engine, subsystem }), server_process: None })
     }
 
     /// The namespace that a target names, or else the only one or the first one.
@@ -87,13 +99,23 @@ impl Opened {
         Ok(self.controller.namespace(nsid)?)
     }
 
+    /// The process at the other end of a vfio-user socket.
+    pub fn server_process(&self) -> Option<Pid> {
+        self.server_process
+    }
+
+    /// Says of an error what it comes from, where that is a controller that has failed for good.
+    pub fn explain<T>(&self, result: Result<T>) -> Result<T> {
+        explain(&self.controller, result)
+    }
+
     /// Shuts the controller down; if it was in this process, makes its disk's data durable.
     ///
     /// # Errors
     ///
     /// The disk failed.
     pub fn close(self) -> Result<()> {
-        let Self { controller, behind } = self;
+        let Self { controller, behind, .. } = self;
         drop(controller);
         if let Some(Behind { engine, subsystem }) = behind {
             engine.shutdown();

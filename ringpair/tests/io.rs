@@ -1,8 +1,10 @@
 //! `ringpair io` on a disk in the same process and on a server: what was written is there, and in the file.
 
 mod program;
-use program::{Folder, Served, contents, fail, signal_when, succeed};
+use program::{Folder, PATIENCE, Served, contents, fail, signal_when, succeed};
 use rustix::process::Signal;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// Runs it for a target and expects success.
 fn io(target: &str, arguments: &str) -> String {
@@ -92,6 +94,43 @@ fn told_to_end_it_lets_go_of_the_controller_and_says_so() {
         assert_eq!(errors, format!("ringpair: {target}: interrupted\n"));
     }
     assert_eq!(served.end(Signal::TERM), Some(0));
+}
+
+#[test]
+fn a_server_that_ends_is_why_the_command_does() {
+    let folder = Folder::new();
+    let (socket, copy) = (folder.text("socket"), folder.text("copy"));
+    let served = Served::start(&["--socket", &socket, "null:1T"]);
+    let target = format!("vfio-user:{socket}");
+    let reading = Command::new(env!("CARGO_BIN_EXE_ringpair"))
+        .args(["io", &target, "read", "--bs", "4k", "--output", &copy])
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    let start = Instant::now();
+    while std::fs::metadata(&copy).map_or(0, |file| file.len()) == 0 {
+        assert!(start.elapsed() < PATIENCE, "it never began");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    served.end(Signal::KILL);
+    let output = reading.wait_with_output().expect("it ends");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let errors = String::from_utf8(output.stderr).expect("text");
+    // What is logged when it happens, and how the command ended.
+    let why =
+        format!("{target}: the controller cannot be reached any more: the server closed the connection");
+    assert_eq!(errors.lines().count(), 2, "{errors}");
+    assert!(errors.lines().all(|line| line.ends_with(&why)), "{errors}");
+    assert!(errors.contains(&format!("\nringpair: {target}: read at ")), "{errors}");
+}
+
+#[test]
+fn what_cannot_deallocate_is_not_asked_to() {
+    let folder = Folder::new();
+    let disk = format!("{},discard=ignore", folder.file("disk.img", 1 << 20));
+    let error = refused(1, &disk, "write-zeroes --deallocate");
+    assert!(error.contains("cannot deallocate with Write Zeroes"), "{error}");
+    io(&disk, "write-zeroes");
 }
 
 #[test]

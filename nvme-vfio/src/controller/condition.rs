@@ -19,12 +19,14 @@ pub(crate) struct Pulse {
     /// Counts resets: queues made before one are of no use after it.
     generation: AtomicU32,
     condition: AtomicU8,
-    /// Resets that were tried before the controller was given up; [`TAKEN_BACK`]: it was not.
+    /// Resets that were tried before the controller was given up; [`TAKEN_BACK`], [`LOST`]: it was not.
     resets: AtomicU32,
 }
 
 /// In place of a number of resets: the controller was wanted back.
 const TAKEN_BACK: u32 = u32::MAX;
+/// In place of a number of resets: none could have helped.
+const LOST: u32 = u32::MAX - 1;
 
 impl Pulse {
     #[inline]
@@ -55,6 +57,7 @@ impl Pulse {
     pub(crate) fn failure(&self) -> Option<Fault> {
         (self.condition() == Condition::Failed).then(|| match self.resets.load(Ordering::Relaxed) {
             TAKEN_BACK => Fault::TakenBack,
+            LOST => Fault::Lost,
             resets => Fault::GivenUp { resets },
         })
     }
@@ -89,6 +92,7 @@ impl Shared {
     pub(crate) fn set_failure(&self, error: &Error) {
         let resets = match error {
             Error::GivenUp { resets, .. } => *resets,
+            Error::Lost { .. } => LOST,
             _ => TAKEN_BACK,
         };
         // Set once: a controller that has failed is not recovered any more.
@@ -166,10 +170,11 @@ impl Shared {
     }
 
     /// Ends what a controller that has been given up still does: disables it or, if that does not work, takes its memory
-    /// away.
+    /// away. Where nothing reaches it any more, its memory stays what it is.
     pub(crate) fn stop(&self, limit: Duration) {
         self.pulse().generation.fetch_add(1, Ordering::SeqCst);
-        if self.is_quiet() || self.registers().disable(limit).is_ok() {
+        let lost = self.registers().transport().lost().is_some();
+        if lost || self.is_quiet() || self.registers().disable(limit).is_ok() {
             return;
         }
         let name = self.registers().name();

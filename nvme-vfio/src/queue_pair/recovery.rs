@@ -31,7 +31,11 @@ impl QueuePair {
         {
             self.sent[index].take_blame();
         }
-        tracing::warn!("{}: {fault}", self.queue.shared().registers().name());
+        let transport = self.queue.shared().registers().transport();
+        if transport.lost().is_none() {
+            // What comes of that is said once, by the caretaker.
+            tracing::warn!("{}: {fault}", transport.name());
+        }
         self.queue.shared().inbox().report(self.queue.generation, &fault);
         // A completion too late is one as well; one that should not be there puts the others in doubt.
         let trusted =

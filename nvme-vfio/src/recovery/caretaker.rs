@@ -131,13 +131,15 @@ impl Caretaker {
     fn recover(&mut self, fault: &str, mut asked_for: bool) -> Result<(), Error> {
         self.shared.check_usable()?;
         let name = self.shared.registers().name();
-        tracing::warn!("{name}: {fault}; resetting the controller");
+        if self.lost().is_none() {
+            tracing::warn!("{name}: {fault}; resetting the controller");
+        }
         // Whoever waits for an admin command gives up.
         self.shared.inbox().report(self.shared.generation(), &fault);
         let mut why = fault.to_owned();
         let mut pause = PAUSES.0;
         self.shared.set_condition(Condition::Recovering);
-        while std::mem::take(&mut asked_for) || self.may_reset() {
+        while self.lost().is_none() && (std::mem::take(&mut asked_for) || self.may_reset()) {
             if self.is_wanted_back() {
                 return self.give_back();
             }
@@ -150,6 +152,8 @@ impl Caretaker {
                     self.shared.look_at_namespaces();
                     return Ok(());
                 }
+                // Whatever this error says, that one says why.
+                Err(_) if self.lost().is_some() => break,
                 Err(error) => {
                     tracing::warn!("reset: {error}");
                     let final_word = matches!(error, Error::Replaced { .. });
@@ -183,11 +187,18 @@ impl Caretaker {
         let name = self.shared.registers().name();
         let resets = self.resets.len() as u32;
         self.shared.stop(self.options.abort_timeout);
-        let error = Error::GivenUp { name, resets, window: self.options.window, why: why.to_owned() };
+        let error = match self.lost() {
+            Some(why) => Error::Lost { name, why },
+            None => Error::GivenUp { name, resets, window: self.options.window, why: why.to_owned() },
+        };
         tracing::error!("{error}");
         self.shared.set_failure(&error);
         self.wake_all();
         Err(error)
+    }
+
+    fn lost(&self) -> Option<String> {
+        self.shared.registers().transport().lost()
     }
 
     fn is_wanted_back(&self) -> bool {

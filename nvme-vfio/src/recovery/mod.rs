@@ -40,6 +40,9 @@
 //! or it is to be unplugged) is shut down in order (CC.SHN) and given back within a beat, and fails for good, with
 //! [`crate::Error::TakenBack`]. What had completed has, everything else ends with Host Pathing Error.
 //!
+//! A controller that nothing can reach any more ([`crate::transport::Transport::lost`]: a vfio-user server has ended or has
+//! stopped answering) is not reset, as that could not help: it fails for good, with [`crate::Error::Lost`].
+//!
 //! # How long it takes
 //!
 //! One reset takes no longer than four times the time that the controller says it needs to get ready (CAP.TO and half a

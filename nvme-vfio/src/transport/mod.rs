@@ -137,6 +137,12 @@ pub trait Transport: Send + Sync {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    /// Why the way to the function is gone for good, if it is: whatever is asked of this transport fails from now on, and no
+    /// reset helps. A server of another process has ended, for example.
+    fn lost(&self) -> Option<String> {
+        None
+    }
+
     /// Whether whoever lent the function wants it back: its driver is being unbound from it, or it is to be unplugged.
     /// Asked now and then, at no great cost.
     fn is_wanted_back(&self) -> bool {

@@ -70,6 +70,8 @@ pub struct State {
     pub gone: bool,
     /// Whoever lent the controller wants it back.
     pub wanted_back: bool,
+    /// Why nothing reaches it any more.
+    pub lost: Option<String>,
     /// EventIdx is kept at this distance behind the tail (mod size), as by a controller that keeps polling.
     pub polls_shadows: bool,
     /// EventIdx is all ones: completion queues' from Doorbell Buffer Config on, submission queues' when they are created.
@@ -146,6 +148,7 @@ impl Fake {
             cfs_on_enable: false,
             gone: false,
             wanted_back: false,
+            lost: None,
             polls_shadows: false,
             never_rung: false,
             found_in_shadows: Vec::new(),
@@ -486,7 +489,7 @@ impl Transport for Fake {
 
     fn read32(&self, offset: u64) -> io::Result<u32> {
         let state = self.state();
-        if state.gone {
+        if state.gone || state.lost.is_some() {
             return Ok(u32::MAX);
         }
         Ok(match offset {
@@ -550,6 +553,9 @@ impl Transport for Fake {
     }
 
     fn unmap_dma(&self, iova: u64, len: u64) -> io::Result<()> {
+        if self.state().lost.is_some() {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
         let (_, mapped) = self.state().memory.remove(&iova).expect("mapped before");
         assert_eq!(mapped, len);
         Ok(())
@@ -573,6 +579,10 @@ impl Transport for Fake {
         state.steps.push(Step::FunctionReset);
         state.reset();
         Ok(())
+    }
+
+    fn lost(&self) -> Option<String> {
+        self.state().lost.clone()
     }
 
     fn is_wanted_back(&self) -> bool {

@@ -129,7 +129,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     let opened = Opened::target(&arguments.target, Options::default())?;
     let done = Session::new(&opened, &arguments.target, interruption)
         .and_then(|mut session| session.run(&arguments.operation));
-    let summary = done.and_then(|summary| opened.close().map(|()| summary));
+    let summary = opened.explain(done).and_then(|summary| opened.close().map(|()| summary));
     let summary = summary.with_context(|| arguments.target.to_string())?;
     writeln!(std::io::stdout(), "{summary}").context(OutputClosed)
 }
@@ -259,6 +259,10 @@ impl Session {
 
     fn write_zeroes(&mut self, range: Range, deallocate: bool, fua: bool) -> Result<String> {
         let (slba, lbas) = self.check(range)?;
+        ensure!(
+            !deallocate || self.namespace.identify().dlfeat.write_zeroes_deallocate(),
+            "the namespace cannot deallocate with Write Zeroes (Identify Namespace, DLFEAT); without --deallocate it can be zeroed"
+        );
         let mut done = 0;
         while done < lbas {
             let now = (lbas - done).min(1 << 16) as u32;

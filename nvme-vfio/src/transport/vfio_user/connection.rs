@@ -9,8 +9,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -18,6 +17,7 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags,
 };
+use rustix::process::Pid;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::messages::{Command, ERROR, Header, NO_REPLY, TYPE_COMMAND, TYPE_MASK, TYPE_REPLY};
@@ -55,8 +55,8 @@ pub(super) struct Connection {
     sending: Mutex<u16>,
     /// Held from a command to its reply.
     calling: Mutex<()>,
-    /// Set when the stream can no longer be trusted (broken, out of step): nothing works any more.
-    broken: AtomicBool,
+    /// Why the stream can no longer be trusted (broken, out of step): nothing works any more.
+    lost: OnceLock<String>,
 }
 
 impl Connection {
@@ -68,7 +68,17 @@ impl Connection {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         let (sending, calling) = (Mutex::new(0), Mutex::new(()));
-        Ok(Self { stream, sending, calling, broken: AtomicBool::new(false) })
+        Ok(Self { stream, sending, calling, lost: OnceLock::new() })
+    }
+
+    /// Why nothing will come through it any more, once something has failed.
+    pub(super) fn lost(&self) -> Option<&str> {
+        self.lost.get().map(String::as_str)
+    }
+
+    /// Who listened at the other end.
+    pub(super) fn peer_process(&self) -> Option<Pid> {
+        rustix::net::sockopt::socket_peercred(&self.stream).ok().map(|peer| peer.pid)
     }
 
     /// Sends a command and waits for its reply; an error reply is an error with its errno.
@@ -106,19 +116,25 @@ impl Connection {
         self.send(command, NO_REPLY, payload, &[]).map(drop)
     }
 
-    /// Runs something after whose failure the stream is out of step.
+    /// Runs something after whose failure the stream is out of step. What failed first is what everything fails with
+    /// from then on.
     fn unbroken<T>(&self, action: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        if self.broken.load(Ordering::Relaxed) {
-            return Err(io::Error::new(io::ErrorKind::NotConnected, "the connection has failed before"));
+        if let Some(why) = self.lost.get() {
+            return Err(io::Error::new(io::ErrorKind::NotConnected, why.clone()));
         }
         action().map_err(|error| {
-            self.broken.store(true, Ordering::Relaxed);
-            match error.kind() {
+            let error = match error.kind() {
                 io::ErrorKind::WouldBlock => {
                     io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {PATIENCE:?}"))
                 }
+                kind @ (io::ErrorKind::BrokenPipe
+                | io::ErrorKind::ConnectionReset
+                | io::ErrorKind::UnexpectedEof) => io::Error::new(kind, "the server closed the connection"),
                 _ => error,
-            }
+            };
+            // Another thread may have met it first.
+            let _ = self.lost.set(error.to_string());
+            error
         })
     }
 
@@ -200,7 +216,7 @@ impl Connection {
                 }
             }
             if received == 0 {
-                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the server closed the connection"));
+                return Err(io::ErrorKind::UnexpectedEof.into());
             }
             bytes = &mut bytes[received..];
         }
@@ -218,5 +234,25 @@ impl Connection {
         let reply = Header { message_size, flags: TYPE_REPLY | ERROR, error, ..*command };
         let _sending = self.sending.lock().unwrap_or_else(PoisonError::into_inner);
         self.send_parts(reply.as_bytes(), &[], &[])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_lost_first_is_why_everything_fails_afterwards() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let connection = Connection::new(ours).unwrap();
+        assert_eq!(connection.lost(), None);
+        drop(theirs);
+        for _ in 0..3 {
+            let error = connection.call(Command::DeviceReset, &[], &[]).map(drop).unwrap_err();
+            assert_eq!(error.to_string(), "the server closed the connection");
+            assert_eq!(connection.lost(), Some("the server closed the connection"));
+        }
+        let error = connection.post(Command::RegionWrite, &[]).unwrap_err();
+        assert_eq!(error.to_string(), "the server closed the connection");
     }
 }

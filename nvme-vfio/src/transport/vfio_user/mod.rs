@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
+use rustix::process::Pid;
 use vfio_bindings::bindings::vfio::{
     VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET, VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_DATA_EVENTFD,
     VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSI_IRQ_INDEX,
@@ -47,6 +48,11 @@ impl VfioUser {
     /// room for an NVMe controller's registers.
     pub fn connect(path: &Path) -> io::Result<Self> {
         Self::start(format!("vfio-user:{}", path.display()), Connection::open(path)?)
+    }
+
+    /// The process that listened at the socket, where the kernel says so.
+    pub fn server_process(&self) -> Option<Pid> {
+        self.connection.peer_process()
     }
 
     fn start(name: String, connection: Connection) -> io::Result<Self> {
@@ -224,5 +230,9 @@ impl Transport for VfioUser {
 
     fn stop_dma(&self) -> io::Result<()> {
         pci::stop_bus_mastering(self)
+    }
+
+    fn lost(&self) -> Option<String> {
+        self.connection.lost().map(str::to_owned)
     }
 }
