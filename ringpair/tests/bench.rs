@@ -80,6 +80,17 @@ fn rows_are_explained_by_stages_that_make_up_their_latency() {
 }
 
 #[test]
+fn a_depth_that_no_queue_has_is_a_wrong_call() {
+    let output =
+        program::ringpair(&["bench", "null:1G", "--loopback", "--iodepth", "5000", "--runtime", "50ms"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let errors = String::from_utf8(output.stderr).unwrap();
+    // Before it, there may be a warning that the machine is busy.
+    let error = errors.lines().last().unwrap_or_default();
+    assert!(error.ends_with("--iodepth 5000 is more than the controller's queues hold: 4095"), "{errors}");
+}
+
+#[test]
 fn a_running_server_is_driven_at_its_socket() {
     let folder = Folder::new();
     let socket = folder.text("socket");

@@ -24,6 +24,7 @@ mod subject;
 mod temporary_file;
 mod workload;
 
+use crate::controller::explain;
 use crate::count::count;
 use crate::failure::{OutputClosed, Usage};
 use crate::interruption::Interruption;
@@ -36,7 +37,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use limits::Limit;
 use nvme_vfio::Options;
 use place::Place;
-use placement::Placement;
+use placement::{Placement, pinned_cpus};
 use report::Row;
 use std::io::Write as _;
 use std::num::NonZeroU16;
@@ -145,13 +146,8 @@ struct Bench {
 
 impl Bench {
     fn new(arguments: Arguments) -> Result<Self> {
-        let placement = Placement::choose()?;
-        if placement.is_cramped() {
-            tracing::warn!(
-                "only one CPU to run on: driver and controller take turns, and figures say little"
-            );
-        }
-        Ok(Self { arguments, placement, progress: progress_bar()?, interruption: Interruption::watch()? })
+        let (placement, interruption) = (Placement::choose()?, Interruption::watch()?);
+        Ok(Self { arguments, placement, progress: progress_bar()?, interruption })
     }
 
     fn measure(&self, rows: &mut Vec<Row>) -> Result<()> {
@@ -216,6 +212,17 @@ impl Bench {
         let kind = Kind::of(target)?;
         let arguments = &self.arguments;
         let place = Place::open(target, arguments.loopback, explain, self.driver_options(), &self.placement)?;
+        let placement = match place.other_server() {
+            Some(process) => self.placement.beside(&pinned_cpus(process)),
+            None => self.placement.clone(),
+        };
+        if placement.is_cramped() {
+            self.progress.suspend(|| {
+                tracing::warn!(
+                    "too few CPUs to run on: driver and controller take turns, and figures say little"
+                );
+            });
+        }
         let limit = kind.limit(target, patterns.iter().any(|pattern| pattern.writes()))?;
         if let Kind::Memory(_) = kind {
             self.progress.set_message(format!("{name}: filling"));
@@ -235,7 +242,7 @@ impl Bench {
                     numjobs: self.arguments.numjobs.get(),
                 };
                 self.progress.set_message(format!("{name} {pattern} iodepth={iodepth}"));
-                let row = self.measure_row(name, &workload, &place, &limit)?;
+                let row = self.measure_row(name, &workload, (&place, &placement), &limit)?;
                 if self.arguments.json {
                     let json = row.to_json()?;
                     let print = || writeln!(std::io::stdout(), "{json}");
@@ -256,23 +263,28 @@ impl Bench {
         Options { queues: self.arguments.numjobs.get(), depth, ..Options::default() }
     }
 
-    fn measure_row(&self, name: &str, workload: &Workload, place: &Place, limit: &Limit) -> Result<Row> {
+    fn measure_row(
+        &self,
+        name: &str,
+        workload: &Workload,
+        (place, placement): (&Place, &Placement),
+        limit: &Limit,
+    ) -> Result<Row> {
         let runtime = self.arguments.runtime;
         let stages = || place.server().map_or(Ok(None), server::Server::stages);
         let judged = limit.beside(
             workload,
-            &self.placement,
+            placement,
             runtime,
             || place.pause(),
             || {
                 let before = stages()?;
                 let (measured, undisturbed) = place.drive(|drive| {
-                    let watch = Watch::start(workload, &self.placement, place);
-                    let measured =
-                        row::measure(workload, drive, &self.placement, runtime, &self.interruption)
-                            .with_context(|| {
-                                format!("{name} {} iodepth={}", workload.pattern, workload.iodepth)
-                            })?;
+                    let watch = Watch::start(workload, placement, place);
+                    let measured = row::measure(workload, drive, placement, runtime, &self.interruption);
+                    let measured = explain(drive.controller, measured).with_context(|| {
+                        format!("{name} {} iodepth={}", workload.pattern, workload.iodepth)
+                    })?;
                     Ok((measured, watch.undisturbed()))
                 })?;
                 self.interruption.check()?;

@@ -11,6 +11,7 @@ use anyhow::Result;
 use nvme_emu::subsystem::Subsystem;
 use nvme_emu::{EngineOptions, PollMode};
 use nvme_vfio::{Namespace, Options};
+use rustix::process::Pid;
 use std::sync::Arc;
 
 /// A controller, and the way to it.
@@ -98,6 +99,14 @@ impl Place {
     /// The server, if it is ours.
     pub fn server(&self) -> Option<&Server> {
         if let Self::Elsewhere { server, .. } = self { server.as_ref() } else { None }
+    }
+
+    /// The process that serves it, if that is another's.
+    pub fn other_server(&self) -> Option<Pid> {
+        match self {
+            Self::Elsewhere { opened, server: None, .. } => opened.server_process(),
+            _ => None,
+        }
     }
 
     /// CPUs besides the jobs' that it keeps busy in this process.

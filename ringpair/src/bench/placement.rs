@@ -1,7 +1,9 @@
 //! Which CPU does what while measuring.
 
 use anyhow::{Context, Result};
+use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use std::collections::BTreeSet;
 use std::fs;
 
 /// The CPUs of a measurement: the driver's jobs on some, the controller's reactor on another.
@@ -33,6 +35,15 @@ impl Placement {
         Ok(Self { jobs: cpus, reactor })
     }
 
+    /// The same for a server of somebody else's, whose threads are pinned to these CPUs: a job beside one that polls would
+    /// wait for its time slices.
+    pub fn beside(&self, pinned: &BTreeSet<usize>) -> Self {
+        let cpus: BTreeSet<usize> = self.jobs.iter().copied().chain([self.reactor]).collect();
+        let Some(&reactor) = cpus.intersection(pinned).last() else { return self.clone() };
+        let jobs: Vec<usize> = cpus.difference(pinned).copied().collect();
+        Self { jobs: if jobs.is_empty() { vec![reactor] } else { jobs }, reactor }
+    }
+
     /// Where job number `job` runs.
     pub fn job(&self, job: u16) -> usize {
         self.jobs[usize::from(job) % self.jobs.len()]
@@ -52,6 +63,16 @@ impl Placement {
     pub fn is_cramped(&self) -> bool {
         self.jobs.contains(&self.reactor)
     }
+}
+
+/// The CPUs that a process has threads for which may run nowhere else. None if it has ended, or is in another PID
+/// namespace.
+pub fn pinned_cpus(process: Pid) -> BTreeSet<usize> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let threads = tasks.filter_map(|task| Pid::from_raw(task.file_name().to_str()?.parse().ok()?));
+    let sets = threads.filter_map(|thread| sched_getaffinity(Some(thread)).ok());
+    let only = |set: CpuSet| (0..CpuSet::MAX_CPU).find(|&cpu| set.is_set(cpu)).filter(|_| set.count() == 1);
+    sets.filter_map(only).collect()
 }
 
 /// Whether no CPU before this one in `cpus` is another thread of the same core.
@@ -82,6 +103,35 @@ mod tests {
         assert_eq!((placement.job(0), placement.job(1), placement.job(2)), (0, 2, 0));
         assert_eq!(placement.reactor(), 5);
         assert!(!placement.is_cramped());
+    }
+
+    #[test]
+    fn jobs_stay_off_the_cpus_that_a_server_is_pinned_to() {
+        let placement = Placement::divide(vec![0, 1, 2]).unwrap();
+        assert_eq!(placement.beside(&[0].into()), Placement { jobs: vec![1, 2], reactor: 0 });
+        assert_eq!(placement.beside(&[2, 7].into()), Placement { jobs: vec![0, 1], reactor: 2 });
+        assert_eq!(placement.beside(&[0, 1].into()), Placement { jobs: vec![2], reactor: 1 });
+        for elsewhere in [BTreeSet::new(), [7].into()] {
+            assert_eq!(placement.beside(&elsewhere), placement);
+        }
+        assert!(placement.beside(&[0, 1, 2].into()).is_cramped());
+    }
+
+    #[test]
+    fn a_pinned_thread_is_seen_from_outside() {
+        let allowed = sched_getaffinity(None).unwrap();
+        let cpu = (0..CpuSet::MAX_CPU).find(|&cpu| allowed.is_set(cpu)).unwrap();
+        let (pinned, seen) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                pin(cpu);
+                pinned.wait();
+                seen.wait();
+            });
+            pinned.wait();
+            assert!(pinned_cpus(rustix::process::getpid()).contains(&cpu));
+            seen.wait();
+        });
     }
 
     #[test]

@@ -147,8 +147,14 @@ impl Job {
         let len = block_size * usize::from(workload.iodepth);
         let buffers = drive.controller.alloc_dma(len)?;
         buffers.fill(0..len, 0xA5);
+        let pair = drive.controller.queue_pair()?;
+        if workload.iodepth > pair.depth() {
+            let (asked, depth) = (workload.iodepth, pair.depth());
+            let message = format!("--iodepth {asked} is more than the controller's queues hold: {depth}");
+            return Err(Usage(message).into());
+        }
         Ok(Self {
-            pair: drive.controller.queue_pair()?,
+            pair,
             buffers,
             sequence: Sequence::new(workload, namespace.capacity(), number),
             blocks: workload.block_size / namespace.block_size(),
