@@ -189,15 +189,7 @@ impl Shared {
         let mut log = SmartHealthInformation::new_zeroed();
         self.read_log(admin, event.lid(), log.as_mut_bytes())?;
         let (name, warning) = (self.registers().name(), log.critical_warning);
-        let causes = [
-            (warning.available_spare(), "available spare is below its threshold"),
-            (warning.temperature(), "a temperature is past its threshold"),
-            (warning.reliability_degraded(), "reliability is degraded"),
-            (warning.read_only(), "media are read-only"),
-            (warning.volatile_memory_backup_failed(), "the volatile memory backup has failed"),
-            (warning.persistent_memory_region_unreliable(), "the persistent memory region is unreliable"),
-        ];
-        let causes: Vec<&str> = causes.iter().filter(|(set, _)| *set).map(|(_, cause)| *cause).collect();
+        let causes: Vec<&str> = warning.causes().collect();
         let causes = if causes.is_empty() { "over again".to_owned() } else { causes.join(", ") };
         tracing::warn!(
             temperature_kelvin = log.composite_temperature_kelvin(),

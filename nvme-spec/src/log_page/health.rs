@@ -144,6 +144,21 @@ pub struct CriticalWarning {
     __: u8,
 }
 
+impl CriticalWarning {
+    /// What is wrong, in words: one for each bit that is set.
+    pub fn causes(self) -> impl Iterator<Item = &'static str> {
+        let all = [
+            (self.available_spare(), "available spare is below its threshold"),
+            (self.temperature(), "a temperature is beyond its threshold"),
+            (self.reliability_degraded(), "reliability is degraded"),
+            (self.read_only(), "the media are read-only"),
+            (self.volatile_memory_backup_failed(), "the volatile memory backup has failed"),
+            (self.persistent_memory_region_unreliable(), "the persistent memory region is unreliable"),
+        ];
+        all.into_iter().filter_map(|(set, cause)| set.then_some(cause))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

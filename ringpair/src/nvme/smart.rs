@@ -3,7 +3,7 @@
 use super::log_page;
 use crate::query::Query;
 use anyhow::Result;
-use nvme_spec::log_page::{CriticalWarning, SmartHealthInformation, lid};
+use nvme_spec::log_page::{SmartHealthInformation, lid};
 use serde::Serialize;
 use std::fmt;
 use zerocopy::IntoBytes as _;
@@ -51,7 +51,7 @@ impl Health {
     fn new(page: &SmartHealthInformation) -> Self {
         let sensors = (1..).zip(page.temperature_sensors);
         Self {
-            critical_warnings: warnings(page.critical_warning),
+            critical_warnings: page.critical_warning.causes().collect(),
             temperature: celsius(page.composite_temperature_kelvin()),
             temperature_sensors: sensors
                 .filter_map(|(sensor, kelvin)| Some((sensor, celsius(kelvin)?)))
@@ -73,18 +73,6 @@ impl Health {
             critical_temperature_minutes: page.critical_composite_temperature_time,
         }
     }
-}
-
-fn warnings(warning: CriticalWarning) -> Vec<&'static str> {
-    let all = [
-        (warning.available_spare(), "available spare is below its threshold"),
-        (warning.temperature(), "a temperature is beyond its threshold"),
-        (warning.reliability_degraded(), "reliability is degraded"),
-        (warning.read_only(), "the media are read-only"),
-        (warning.volatile_memory_backup_failed(), "the volatile memory backup has failed"),
-        (warning.persistent_memory_region_unreliable(), "the persistent memory region is unreliable"),
-    ];
-    all.into_iter().filter(|(set, _)| *set).map(|(_, text)| text).collect()
 }
 
 /// 0 kelvins mean: not measured.
@@ -142,6 +130,7 @@ impl fmt::Display for Health {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nvme_spec::log_page::CriticalWarning;
 
     #[test]
     fn the_page_is_shown_in_units_that_people_use() {
