@@ -88,7 +88,12 @@ impl Disk for MemDisk {
     }
 
     fn open_queue(&self, _depth: u16) -> io::Result<Box<dyn Queue>> {
-        Ok(Box::new(MemQueue { memory: self.memory.clone(), read_only: self.read_only, page: page_size() }))
+        Ok(Box::new(MemQueue {
+            memory: self.memory.clone(),
+            read_only: self.read_only,
+            page: page_size(),
+            outgrows_caches: self.memory.capacity > CACHEABLE,
+        }))
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -134,6 +139,10 @@ impl Drop for Mapping {
     }
 }
 
+/// The largest disk whose blocks are likely to be in a cache when they are used again. What is written to a larger one
+/// goes past the caches: to write a block into them, its lines would first be fetched from memory, for nothing.
+const CACHEABLE: u64 = 64 << 20;
+
 /// How much of a range that is expected is fetched ahead; from there on the CPU's own prefetching has caught up.
 const FETCH_AHEAD: u64 = 4096;
 
@@ -163,6 +172,7 @@ struct MemQueue {
     memory: Arc<Mapping>,
     read_only: bool,
     page: usize,
+    outgrows_caches: bool,
 }
 
 impl MemQueue {
@@ -204,8 +214,10 @@ impl Queue for MemQueue {
                 Ok(())
             }
             Operation::Write => {
+                let gather =
+                    if self.outgrows_caches { segments::gather_past_caches } else { segments::gather };
                 // SAFETY: as above.
-                unsafe { segments::gather(segments, 0, at, len as usize) };
+                unsafe { gather(segments, 0, at, len as usize) };
                 Ok(())
             }
             Operation::Flush => Ok(()),
@@ -217,7 +229,10 @@ impl Queue for MemQueue {
     }
 
     #[inline]
-    fn expect(&self, offset: u64, len: u64) {
+    fn expect(&self, operation: Operation, offset: u64, len: u64) {
+        if operation == Operation::Write && self.outgrows_caches {
+            return;
+        }
         // What is ours to fetch, and nothing else of the process's: it could be told from how long that takes.
         let len = len.min(FETCH_AHEAD).min(self.memory.capacity.saturating_sub(offset));
         let at = self.memory.base.as_ptr().wrapping_add(offset as usize);

@@ -1,6 +1,6 @@
 //! The queue half of the contract.
 
-use crate::request::{Completion, Request, RequestResult};
+use crate::request::{Completion, Operation, Request, RequestResult};
 use std::os::fd::BorrowedFd;
 
 /// What became of a submitted request.
@@ -42,11 +42,11 @@ pub trait Queue {
     /// implementations must neither make references to it nor trust what they read twice.
     unsafe fn submit(&mut self, request: Request<'_>) -> Submission;
 
-    /// Says that a read or a write of this range will be among the next requests, so that what it touches can be on its
-    /// way while the present one is worked on. No more than a hint: any range is safe to pass, and nothing has to come
-    /// of it. Whoever asks [`Queue::takes_hints`] once can leave it be.
-    fn expect(&self, offset: u64, len: u64) {
-        let _ = (offset, len);
+    /// Says that a request of this operation and range will be among the next ones, so that what it touches can be on
+    /// its way while others are worked on, or while it is looked into itself. No more than a hint: any range is safe to
+    /// pass, and nothing has to come of it. Whoever asks [`Queue::takes_hints`] once can leave it be.
+    fn expect(&self, operation: Operation, offset: u64, len: u64) {
+        let _ = (operation, offset, len);
     }
 
     /// Whether [`Queue::expect`] does anything.

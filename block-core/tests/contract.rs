@@ -15,6 +15,12 @@ fn switch(read_only: bool) -> &'static str {
 
 block_core::contract_suite!(mem, |read_only| Some(open(&format!("mem:8M,readonly={}", switch(read_only)))));
 
+// Written past the caches.
+block_core::contract_suite!(large_mem, |read_only| Some(open(&format!(
+    "mem:65M,readonly={}",
+    switch(read_only)
+))));
+
 block_core::contract_suite!(null, without_data, |read_only| Some(open(&format!(
     "null:1T,readonly={}",
     switch(read_only)

@@ -224,6 +224,31 @@ fn a_full_disk_queue_holds_commands_back_and_loses_none() {
 }
 
 #[test]
+fn a_disk_hears_of_reads_and_writes_before_they_come() {
+    let gate = GateDisk::new(64);
+    let mut host = Host::new(vec![gate.clone()]);
+    host.enable();
+    host.create_queue(1);
+    let page = host.pages(1);
+    for batch in [vec![NvmOpcode::READ], vec![NvmOpcode::WRITE, NvmOpcode::READ, NvmOpcode::WRITE]] {
+        let count = batch.len();
+        for (i, opcode) in (0..).zip(batch) {
+            host.put(1, command(opcode, 100 * count as u64 + i, 1).with_prp(page, 0));
+        }
+        host.ring(1);
+        host.wait("the requests", |_| gate.waiting().len() == count);
+        assert!(gate.waiting().iter().all(|taken| taken.expected), "{:?}", gate.waiting());
+        gate.release(Ok(()));
+        (0..count).for_each(|_| assert_eq!(host.completion(1).status(), Status::SUCCESS));
+    }
+    // What is no read and no write takes nothing of a disk that it could get ready.
+    host.submit(1, SubmissionQueueEntry::new(NvmOpcode::FLUSH, 0).with_nsid(1));
+    host.wait("the flush", |_| gate.waiting().len() == 1);
+    assert!(!gate.waiting()[0].expected);
+    gate.release(Ok(()));
+}
+
+#[test]
 fn errors_of_the_medium_are_reported() {
     let gate = GateDisk::new(64);
     let mut host = Host::new(vec![gate.clone()]);

@@ -1,6 +1,6 @@
 //! The disk queues of one reactor: one for each disk that any of its controllers uses.
 
-use block_core::{Completion, Disk, Queue, Request, Submission};
+use block_core::{Completion, Disk, Operation, Queue, Request, Submission};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::fd::RawFd;
@@ -64,10 +64,10 @@ impl DiskQueues {
 
     /// As [`Queue::expect`].
     #[inline]
-    pub(crate) fn expect(&self, disk: usize, offset: u64, len: u64) {
+    pub(crate) fn expect(&self, disk: usize, operation: Operation, offset: u64, len: u64) {
         let queue = &self.queues[disk];
         if queue.takes_hints {
-            queue.queue.expect(offset, len);
+            queue.queue.expect(operation, offset, len);
         }
     }
 

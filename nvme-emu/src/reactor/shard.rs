@@ -21,7 +21,7 @@ use crate::nvm::composite::Composite;
 use crate::nvm::{self, Context, Plan, Prepared, errno};
 use block_core::{Operation, Request, RequestResult, Submission};
 use nvme_spec::nvm_command::ReadWrite;
-use nvme_spec::{CompletionQueueEntry, Status, SubmissionQueueEntry};
+use nvme_spec::{CompletionQueueEntry, NvmOpcode, Status, SubmissionQueueEntry};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -205,6 +205,9 @@ impl Shard {
             return self.fetch_admin(index);
         }
         let most = waiting.min(self.tuning.burst);
+        if self.hints {
+            self.expect(index, SubmissionQueue::peek, disks);
+        }
         if self.sampler.is_some() {
             return self.start_sampled(index, most, token, disks);
         }
@@ -271,7 +274,7 @@ impl Shard {
             stamps.forget();
         }
         if self.hints {
-            self.expect_next(index, disks);
+            self.expect(index, SubmissionQueue::peek_behind, disks);
         }
         match planned {
             Ok(Plan::One(prepared)) => self.start_one(index, &sqe, prepared, token, disks, stamps),
@@ -293,15 +296,25 @@ impl Shard {
         }
     }
 
-    /// Lets the disk know of the command behind the one that is about to be submitted. If that is no read or write,
-    /// the hint is a wrong one, which hurts nobody.
-    #[inline]
-    fn expect_next(&self, index: usize, disks: &DiskQueues) {
-        if let Some(next) = self.sqs[index].as_ref().and_then(SubmissionQueue::peek_behind)
-            && let Some(Some(view)) = self.context.namespaces.get((next.nsid as usize).wrapping_sub(1))
-        {
-            let blocks = next.dwords::<ReadWrite>().number_of_logical_blocks();
-            disks.expect(view.disk, slba(&next) << view.shift, u64::from(blocks) << view.shift);
+    /// Lets the disk know of a command that waits, so that what it touches is on its way: of the first of a batch while
+    /// that is validated, of each of the others while the one before it is worked on. Most disks do not want to know, and
+    /// are spared having this in their way.
+    #[inline(never)]
+    fn expect(
+        &self,
+        index: usize,
+        peek: impl Fn(&SubmissionQueue) -> Option<SubmissionQueueEntry>,
+        disks: &DiskQueues,
+    ) {
+        let Some(sqe) = self.sqs[index].as_ref().and_then(peek) else { return };
+        let operation = match NvmOpcode(sqe.opcode) {
+            NvmOpcode::READ => Operation::Read,
+            NvmOpcode::WRITE => Operation::Write,
+            _ => return,
+        };
+        if let Some(Some(view)) = self.context.namespaces.get((sqe.nsid as usize).wrapping_sub(1)) {
+            let blocks = sqe.dwords::<ReadWrite>().number_of_logical_blocks();
+            disks.expect(view.disk, operation, slba(&sqe) << view.shift, u64::from(blocks) << view.shift);
         }
     }
 

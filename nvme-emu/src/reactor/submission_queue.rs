@@ -115,8 +115,8 @@ impl SubmissionQueue {
         self.entry(self.head)
     }
 
-    /// Copies the entry behind the one at the head, if that is waiting too. The guest may still change it: good for
-    /// hints, and nothing else.
+    /// Copies the entry behind the one at the head, if that is waiting too. The guest may still change it before it is
+    /// fetched: good for hints, and nothing else.
     #[inline]
     pub(crate) fn peek_behind(&self) -> Option<SubmissionQueueEntry> {
         let next = if self.head + 1 == self.parameters.size { 0 } else { self.head + 1 };

@@ -1,4 +1,4 @@
-//! A disk whose requests end when the test says so.
+//! A disk whose requests end when the test says so, and which wants to know of them in advance.
 
 use block_core::{
     Completion, Disk, DiskInfo, Operation, Queue, Request, RequestResult, Submission, Unmapped,
@@ -17,11 +17,14 @@ pub struct Taken {
     pub flags: block_core::RequestFlags,
     /// First byte of its memory, to show that it is (not) touched.
     pub memory: usize,
+    /// Whether the disk had heard of it before it came.
+    pub expected: bool,
     token: u64,
 }
 
 #[derive(Default)]
 struct State {
+    expected: Vec<(Operation, u64, u64)>,
     waiting: Vec<Taken>,
     ended: Vec<Completion>,
     room: usize,
@@ -93,15 +96,25 @@ impl Queue for GateQueue {
         if state.waiting.len() == state.room {
             return Submission::Full;
         }
+        let expected = state.expected.contains(&(request.operation, request.offset, request.len));
         state.waiting.push(Taken {
             operation: request.operation,
             offset: request.offset,
             len: request.len,
             flags: request.flags,
             memory: request.segments.first().map_or(0, |segment| segment.base as usize),
+            expected,
             token: request.token,
         });
         Submission::Pending
+    }
+
+    fn expect(&self, operation: Operation, offset: u64, len: u64) {
+        self.state.lock().unwrap().expected.push((operation, offset, len));
+    }
+
+    fn takes_hints(&self) -> bool {
+        true
     }
 
     fn kick(&mut self) {}
