@@ -80,6 +80,25 @@ fn data_comes_from_a_file_and_goes_to_one() {
 }
 
 #[test]
+fn commands_without_data_are_as_long_as_they_are_asked_to_be() {
+    let folder = Folder::new();
+    let (socket, stats) = (folder.text("socket"), folder.text("stats"));
+    let served = Served::start(&["--socket", &socket, "--stats", &stats, "mem:1M"]);
+    let others = || served.stats(&stats)["controllers"][0]["other_commands"].as_u64().expect("a counter");
+    let target = format!("vfio-user:{socket}");
+    for (arguments, commands) in [
+        ("write-zeroes", 1),
+        ("write-zeroes --bs 64k", 16),
+        ("discard", 1),
+        ("discard --length 512k --bs 64k", 8),
+    ] {
+        let before = others();
+        io(&target, arguments);
+        assert_eq!(others() - before, commands, "{arguments}");
+    }
+}
+
+#[test]
 fn told_to_end_it_lets_go_of_the_controller_and_says_so() {
     let folder = Folder::new();
     let (socket, copy) = (folder.text("socket"), folder.text("copy"));
@@ -140,6 +159,8 @@ fn ranges_that_do_not_fit_are_wrong_calls() {
         ("read --length 100", "--length 100"),
         ("read --offset 1M --length 512", "past the end"),
         ("read --bs 100", "--bs 100"),
+        ("discard --bs 100", "--bs 100"),
+        ("write-zeroes --bs 64M", "--bs 67108864"),
         ("read --bs 4G", "--bs"),
         ("write --length 512", "--pattern"),
         ("write --length 5Q --pattern 1", "5Q"),

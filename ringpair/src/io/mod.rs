@@ -99,7 +99,7 @@ struct Range {
     /// Length in bytes [default: up to the end]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     length: Option<u64>,
-    /// Bytes a command [default: as many as the controller takes, at most 1M]
+    /// Bytes a command [default: as many as one takes; of data that is transferred, at most 1M]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     bs: Option<u64>,
 }
@@ -244,9 +244,11 @@ impl Session {
 
     fn discard(&mut self, range: Range) -> Result<String> {
         let (slba, lbas) = self.check(range)?;
+        let step = self.step(range, u32::MAX.into())?;
         let mut done = 0;
         while done < lbas {
-            let now = u32::try_from(lbas - done).unwrap_or(u32::MAX);
+            // At most `u32::MAX`.
+            let now = (lbas - done).min(step) as u32;
             let range = DatasetManagementRange { context_attributes: 0, length_lbas: now, slba: slba + done };
             self.command("discard", |session| {
                 let deallocate = DatasetManagement::new().with_ad(true);
@@ -263,9 +265,10 @@ impl Session {
             !deallocate || self.namespace.identify().dlfeat.write_zeroes_deallocate(),
             "the namespace cannot deallocate with Write Zeroes (Identify Namespace, DLFEAT); without --deallocate it can be zeroed"
         );
+        let step = self.step(range, 1 << 16)?;
         let mut done = 0;
         while done < lbas {
-            let now = (lbas - done).min(1 << 16) as u32;
+            let now = (lbas - done).min(step) as u32;
             self.command("write-zeroes", |session| {
                 session.pair.write_zeroes(&session.namespace, slba + done, now, deallocate, fua, 0)
             })?;
@@ -286,11 +289,12 @@ impl Session {
         }
         let limits =
             self.namespace.copy_limits().context("the namespace does not say how much a Copy takes")?;
+        let step = self.step(range, limits.blocks.into())?;
         let mut done = 0;
         while done < lbas {
             let (mut ranges, mut now) = (Vec::new(), 0);
-            while ranges.len() < limits.ranges && done + now < lbas && now < u64::from(limits.blocks) {
-                let left = (lbas - done - now).min(u64::from(limits.blocks) - now);
+            while ranges.len() < limits.ranges && done + now < lbas && now < step {
+                let left = (lbas - done - now).min(step - now);
                 let blocks = left.min(limits.range_blocks.into()) as u32;
                 ranges.push(CopySourceRange::new(from + done + now, blocks));
                 now += u64::from(blocks);
@@ -319,13 +323,7 @@ impl Session {
     fn each(&mut self, range: Range, mut each: impl FnMut(&mut Self, Piece) -> Result<()>) -> Result<u64> {
         let (slba, lbas) = self.check(range)?;
         let block_size = u64::from(self.namespace.block_size());
-        let most = self.buffer.len() as u64;
-        let step = range.bs.unwrap_or(most / block_size * block_size);
-        if step == 0 || step > most || !step.is_multiple_of(block_size) {
-            let message =
-                format!("--bs {step} is not a multiple of {block_size} from {block_size} to {most}");
-            return Err(Usage(message).into());
-        }
+        let step = self.step(range, self.buffer.len() as u64 / block_size)? * block_size;
         let (mut offset, end) = (slba * block_size, (slba + lbas) * block_size);
         while offset < end {
             let len = (end - offset).min(step);
@@ -334,6 +332,19 @@ impl Session {
             offset += len;
         }
         Ok(lbas * block_size)
+    }
+
+    /// How many logical blocks a command is to have, of which it may have so many.
+    fn step(&self, range: Range, most: u64) -> Result<u64> {
+        let block_size = u64::from(self.namespace.block_size());
+        let Some(bytes) = range.bs else { return Ok(most) };
+        if bytes == 0 || bytes / block_size > most || !bytes.is_multiple_of(block_size) {
+            let most = most * block_size;
+            let message =
+                format!("--bs {bytes} is not a multiple of {block_size} from {block_size} to {most}");
+            return Err(Usage(message).into());
+        }
+        Ok(bytes / block_size)
     }
 
     /// A range in logical blocks: the first, and how many.

@@ -117,6 +117,22 @@ impl Served {
         kill_process(pid, signal).expect("it runs");
     }
 
+    /// Has it write its counters to `path`, which it was given as `--stats`, and reads them.
+    pub fn stats(&self, path: &str) -> serde_json::Value {
+        let _ = std::fs::remove_file(path);
+        self.signal(Signal::USR1);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            // It may be half written.
+            let json = std::fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok());
+            if let Some(json) = json {
+                return json;
+            }
+            assert!(Instant::now() < deadline, "no counters");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Ends it by a signal and says how it ended.
     pub fn end(mut self, signal: Signal) -> Option<i32> {
         self.signal(signal);
