@@ -127,3 +127,24 @@ fn a_drives_namespace_is_the_same_to_guests_wherever_the_drive_is_found() {
     assert_eq!(uuid(&folder.text("elsewhere"), &disk), here);
     assert_ne!(uuid(&folder.text("drive"), &folder.file("other.img", 1 << 20)), here);
 }
+
+#[test]
+fn controllers_of_one_process_share_a_drive() {
+    let folder = Folder::new();
+    let (drive, disk) = (folder.text("drive"), folder.file("disk.img", 8 << 20));
+    let _drive = Served::start(&["--socket", &drive, "mem:1M", &disk]);
+    let controller = |name: &str, disks: &str| {
+        format!("[[controller]]\nsocket = '{}'\ndisks = [{disks}]\n", folder.text(name))
+    };
+    let second = format!("'vfio-user:{drive}/2'");
+    let config = controller("a", &second) + &controller("b", &format!("{second}, 'vfio-user:{drive}/1'"));
+    let served = Served::start(&["--config", &folder.write("shared.toml", &config)]);
+    let [a, b] = ["a", "b"].map(|name| format!("vfio-user:{}/1", folder.text(name)));
+    program::succeed(&["io", &a, "write", "--length", "4M", "--pattern", "3"]);
+    program::succeed(&["io", &b, "verify", "--length", "4M", "--pattern", "3"]);
+    program::succeed(&["io", &b, "write", "--offset", "4M", "--pattern", "4"]);
+    program::succeed(&["io", &a, "verify", "--offset", "4M", "--pattern", "4"]);
+    let other = format!("vfio-user:{}/2", folder.text("b"));
+    program::succeed(&["io", &other, "verify", "--input", "/dev/null"]);
+    assert_eq!(served.end(Signal::TERM), Some(0));
+}
