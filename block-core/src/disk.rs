@@ -86,6 +86,17 @@ pub trait Disk: Send + Sync {
         let _ = changed;
     }
 
+    /// Says how many queues will be open at a time, before they are; what was said before counts no more. A disk that has
+    /// not so many says so now, and not in the middle of a guest's start.
+    ///
+    /// # Errors
+    ///
+    /// There are not so many.
+    fn expect_queues(&self, count: usize) -> io::Result<()> {
+        let _ = count;
+        Ok(())
+    }
+
     /// Opens a queue in which up to `depth` requests can be pending, for the calling thread. One per reactor and
     /// disk is the intended use, whatever shares the disk.
     ///

@@ -274,7 +274,7 @@ impl Engine {
         }
     }
 
-    /// Resets all controllers, waits for what is in flight, flushes all disks, and ends the threads. Sockets close.
+    /// Resets all controllers, waits for what is in flight, ends the threads, and flushes all disks. Sockets close.
     pub fn shutdown(mut self) {
         self.stop();
     }

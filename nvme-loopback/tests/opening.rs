@@ -8,6 +8,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use block_core::Disk;
 use nvme_emu::vfio_user::Server;
 use nvme_emu::{ControllerOptions, Engine, FaultScript};
 use nvme_vfio::disk::NvmeDisk;
@@ -92,4 +93,34 @@ fn disks_that_are_opened_at_the_same_time_share_the_drive() {
     let opening = [1, 2, 1, 2].map(|nsid| served.begin(nsid, ""));
     let opened = opening.map(|opening| opening.recv_timeout(LONG).unwrap().unwrap());
     assert!(opened.iter().all(|disk| Arc::ptr_eq(disk.drive(), opened[0].drive())));
+}
+
+#[test]
+fn more_queues_than_a_drive_has_are_refused_before_anybody_needs_them() {
+    let served = Served::new(ControllerOptions { queues: 4, ..ControllerOptions::default() });
+    let (first, second) = (served.open(1, "").unwrap(), served.open(2, "").unwrap());
+    // One of the four is kept for flushes.
+    first.expect_queues(2).unwrap();
+    let error = second.expect_queues(2).unwrap_err().to_string();
+    assert!(error.contains("4 queue pairs are wanted, one for each reactor and disk on it, and there are 3"));
+    assert!(error.contains("use fewer reactors or disks, or more queue pairs (queues=)"), "{error}");
+    second.expect_queues(1).unwrap();
+    first.expect_queues(1).unwrap();
+    second.expect_queues(2).unwrap();
+    drop(second);
+    first.expect_queues(3).unwrap();
+    assert!(first.expect_queues(4).is_err());
+}
+
+#[test]
+fn flushes_do_not_wait_for_queues_to_be_given_back() {
+    let served = Served::new(ControllerOptions { queues: 3, ..ControllerOptions::default() });
+    let (first, second) = (served.open(1, "").unwrap(), served.open(2, "").unwrap());
+    let _queues = [first.open_queue(4).unwrap(), second.open_queue(4).unwrap()];
+    assert!(first.open_queue(4).is_err(), "all are in use");
+    thread::scope(|scope| {
+        for disk in [&first, &second, &first, &second] {
+            scope.spawn(|| (0..20).for_each(|_| disk.flush().unwrap()));
+        }
+    });
 }

@@ -125,14 +125,12 @@ struct QueueId {
 }
 
 impl QueueId {
-    fn take(shared: &Arc<Handle>) -> Result<Self, Error> {
+    /// Takes the first of these identifiers that is free.
+    fn take(shared: &Arc<Handle>, mut from: impl Iterator<Item = u16>) -> Option<Self> {
         let mut ids = shared.queue_ids();
-        let Some(qid) = (1..=ids.granted).find(|qid| !ids.taken.contains(qid)) else {
-            let granted = ids.granted;
-            return Err(shared.unsupported(format!("all {granted} I/O queues are in use")));
-        };
+        let qid = from.find(|qid| !ids.taken.contains(qid))?;
         ids.taken.insert(qid);
-        Ok(Self { shared: shared.clone(), qid })
+        Some(Self { shared: shared.clone(), qid })
     }
 }
 
@@ -150,18 +148,17 @@ struct Interrupt {
 }
 
 impl Interrupt {
-    /// Gives the queue a vector of its own: the first is the admin queue's, which nobody sleeps on, so that a
+    /// How many queues can have a vector of their own: the first is the admin queue's, which nobody sleeps on, so that a
     /// controller with a single vector has it for its first queue.
+    fn most(vectors: u32) -> u16 {
+        let most = if vectors == 1 { 1 } else { vectors.saturating_sub(1) };
+        u16::try_from(most).unwrap_or(u16::MAX)
+    }
+
+    /// Gives one of those queues its vector.
     fn connect(shared: &Arc<Handle>, qid: u16) -> Result<Self, Error> {
         let transport = shared.registers().transport();
-        let vectors = transport.interrupt_vectors();
-        let vector = if vectors == 1 { qid - 1 } else { qid };
-        if u32::from(vector) >= vectors {
-            let what = format!(
-                "there is no interrupt vector for queue {qid} of a controller with {vectors}; use fewer queues, or poll"
-            );
-            return Err(shared.unsupported(what));
-        }
+        let vector = if transport.interrupt_vectors() == 1 { qid - 1 } else { qid };
         let connect = || {
             let eventfd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
             transport.set_interrupts(vector.into(), &[Some(eventfd.as_fd())])?;
@@ -193,10 +190,45 @@ pub(crate) struct IoQueue {
     id: QueueId,
 }
 
+/// How many queue pairs there can be: as many as were granted and, if they have interrupts, as there are vectors for.
+pub(crate) fn most(shared: &Shared) -> u16 {
+    let granted = shared.queue_ids().granted;
+    if shared.options().interrupts {
+        granted.min(Interrupt::most(shared.registers().transport().interrupt_vectors()))
+    } else {
+        granted
+    }
+}
+
 /// Creates a queue pair.
 pub(crate) fn create(shared: &Arc<Handle>) -> Result<QueuePair, Error> {
-    let id = QueueId::take(shared)?;
+    let most = most(shared);
+    let Some(id) = QueueId::take(shared, 1..=most) else {
+        let (granted, vectors) =
+            (shared.queue_ids().granted, shared.registers().transport().interrupt_vectors());
+        let what = if most < granted {
+            let qid = most + 1;
+            format!(
+                "there is no interrupt vector for queue {qid} of a controller with {vectors}; use fewer queues, or poll"
+            )
+        } else {
+            format!("all {granted} I/O queues are in use")
+        };
+        return Err(shared.unsupported(what));
+    };
     let interrupt = shared.options().interrupts.then(|| Interrupt::connect(shared, id.qid)).transpose()?;
+    create_with(shared, id, interrupt)
+}
+
+/// Creates a queue pair without an interrupt, of the identifiers that are handed out last.
+pub(crate) fn create_polled(shared: &Arc<Handle>) -> Result<QueuePair, Error> {
+    let granted = shared.queue_ids().granted;
+    let id = QueueId::take(shared, (1..=granted).rev());
+    let id = id.ok_or_else(|| shared.unsupported(format!("all {granted} I/O queues are in use")))?;
+    create_with(shared, id, None)
+}
+
+fn create_with(shared: &Arc<Handle>, id: QueueId, interrupt: Option<Interrupt>) -> Result<QueuePair, Error> {
     let vector = interrupt.as_ref().map(|interrupt| interrupt.vector);
     let lists = QueuePair::allocate_lists(shared)?;
     let rings = {

@@ -88,6 +88,16 @@ fn open(registry: &Registry, spec: DiskSpec) -> Result<Arc<dyn Disk>> {
     })
 }
 
+/// Tells every disk of a subsystem how many reactors there will be, each of which takes a queue.
+///
+/// # Errors
+///
+/// Names the drive that has not so many, and what would help.
+pub fn expect_queues(subsystem: &Subsystem, reactors: usize) -> Result<()> {
+    let mut disks = subsystem.namespaces().iter().map(Namespace::disk);
+    disks.try_for_each(|disk| Ok(disk.expect_queues(reactors)?))
+}
+
 /// Makes what was completed on every disk of a subsystem durable.
 ///
 /// # Errors

@@ -148,3 +148,33 @@ fn controllers_of_one_process_share_a_drive() {
     program::succeed(&["io", &other, "verify", "--input", "/dev/null"]);
     assert_eq!(served.end(Signal::TERM), Some(0));
 }
+
+#[test]
+fn a_drive_with_too_few_queue_pairs_is_a_mistake_and_not_a_guests_surprise() {
+    let folder = Folder::new();
+    let (drive, socket) = (folder.text("drive"), folder.text("socket"));
+    let served = Served::start(&["--socket", &drive, "--queues", "2", "mem:4M"]);
+    let disk = format!("vfio-user:{drive}/1");
+    let output = program::ringpair(&["serve", "--reactors", "2", "--socket", &socket, &disk]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(errors.contains("2 queue pairs are wanted") && errors.contains("there are 1:"), "{errors}");
+    assert!(!String::from_utf8_lossy(&output.stdout).contains("ready"));
+    assert_eq!(served.end(Signal::TERM), Some(0));
+}
+
+#[test]
+fn a_drive_with_one_queue_pair_is_flushed_at_the_end() {
+    let folder = Folder::new();
+    let (drive, socket) = (folder.text("drive"), folder.text("socket"));
+    let file = format!("{},cache=none", folder.file("disk.img", 4 << 20));
+    let behind = Served::start(&["--socket", &drive, "--queues", "1", &file]);
+    let (errors, disk) = (folder.path("errors"), format!("vfio-user:{drive}/1"));
+    let file = std::fs::File::create(&errors).unwrap();
+    let served = Served::start_with(file, &["--socket", &socket, &disk]);
+    let target = format!("vfio-user:{socket}");
+    program::succeed(&["io", &target, "write", "--length", "64k", "--pattern", "1"]);
+    assert_eq!(served.end(Signal::TERM), Some(0));
+    assert_eq!(String::from_utf8(program::contents(&errors)).unwrap(), "");
+    assert_eq!(behind.end(Signal::TERM), Some(0));
+}

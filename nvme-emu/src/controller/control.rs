@@ -34,9 +34,9 @@ pub(crate) enum Event {
     Found(ControllerIndex),
     /// A disk of a controller's may have become another size.
     Resized(ControllerIndex),
-    /// Resets all controllers, flushes all disks, and answers.
+    /// Resets all controllers, and answers.
     Stop(Sender<()>),
-    /// The end of the thread.
+    /// The reactors have ended, and with them the disks' queues: flushes all disks, and ends the thread.
     Exit,
 }
 
@@ -199,7 +199,7 @@ impl Control {
                 Event::Found(index) => self.found(index),
                 Event::Resized(index) => self.resized(index),
                 Event::Stop(answer) => self.stop(answer),
-                Event::Exit => return,
+                Event::Exit => return self.flush(),
             }
             self.finish_stop();
         }

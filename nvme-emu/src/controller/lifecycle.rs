@@ -214,7 +214,7 @@ impl Control {
         self.after_reset(index, then);
     }
 
-    /// Resets every controller, then flushes every disk, then answers.
+    /// Resets every controller, then answers.
     pub(super) fn stop(&mut self, answer: crossbeam::channel::Sender<()>) {
         let left = Arc::new(());
         for index in 0..self.controllers.len() {
@@ -232,6 +232,12 @@ impl Control {
         if Arc::strong_count(left) > 1 {
             return;
         }
+        let _ = answer.send(());
+        self.stopping = None;
+    }
+
+    /// Makes what was completed on every disk durable.
+    pub(super) fn flush(&self) {
         for controller in &self.controllers {
             for namespace in controller.admin.subsystem().namespaces() {
                 if let Err(error) = namespace.disk().flush() {
@@ -239,7 +245,5 @@ impl Control {
                 }
             }
         }
-        let _ = answer.send(());
-        self.stopping = None;
     }
 }

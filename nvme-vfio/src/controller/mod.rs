@@ -85,6 +85,11 @@ impl Controller {
         self.shared.queue_ids().granted
     }
 
+    /// How many of them [`Controller::queue_pair`] can make: with [`Options::interrupts`], each takes a vector.
+    pub fn usable_queues(&self) -> u16 {
+        io_queue::most(&self.shared)
+    }
+
     /// Whether shadow doorbells are in use.
     pub fn shadow_doorbells(&self) -> bool {
         self.shared.shadow().is_some()
@@ -203,6 +208,11 @@ impl Controller {
     /// All queues that the controller has granted are in use, or it refuses.
     pub fn queue_pair(&self) -> Result<QueuePair, Error> {
         io_queue::create(&self.shared)
+    }
+
+    /// The same without an interrupt, of the queues that are handed out last: for a thread that waits on the spot.
+    pub(crate) fn polled_queue_pair(&self) -> Result<QueuePair, Error> {
+        io_queue::create_polled(&self.shared)
     }
 
     /// Runs an admin command, of which all but command identifier and data pointer is set, and gives dword 0 of its

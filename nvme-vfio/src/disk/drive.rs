@@ -26,6 +26,8 @@ pub struct Drive {
     nvm: Box<IdentifyControllerNvm>,
     memory: RegisteredMemory,
     shared: Mutex<Shared>,
+    /// Held by who has the queue pair that is kept for [`Drive::flush`].
+    flushing: Mutex<()>,
     /// Declared last: the controller's name is free when the controller has been closed.
     _entry: Option<Entry>,
 }
@@ -38,6 +40,8 @@ struct Shared {
     closed: Counters,
     /// Queue pairs in the hands of queues.
     handed_out: u16,
+    /// Queue pairs that disks have said they will want, all together.
+    expected: usize,
 }
 
 impl Drive {
@@ -65,7 +69,8 @@ impl Drive {
         }
         let nvm = identify_nvm(&controller)?;
         let memory = RegisteredMemory::new();
-        Ok(Self { controller, nvm, memory, shared: Mutex::default(), _entry: None })
+        let (shared, flushing) = (Mutex::default(), Mutex::default());
+        Ok(Self { controller, nvm, memory, shared, flushing, _entry: None })
     }
 
     /// A namespace as a disk.
@@ -113,17 +118,48 @@ impl Drive {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How many queue pairs the disks' queues can have at a time. One is kept for `flush`, unless it is the only one; it
+    /// takes no vector.
+    fn usable(&self) -> u16 {
+        let (usable, granted) = (self.controller.usable_queues(), self.controller.max_queues());
+        if granted > 1 { usable.min(granted - 1) } else { usable }
+    }
+
+    /// What would give more of them.
+    fn more_queue_pairs(&self) -> &'static str {
+        if self.usable() < self.controller.max_queues().saturating_sub(1) {
+            "poll=always: the drive has not so many interrupt vectors as queues"
+        } else {
+            "more queue pairs (queues=) if the drive has them"
+        }
+    }
+
+    /// A disk on it will have so many queues at a time, and not as many as it said before.
+    pub(super) fn expect(&self, before: usize, now: usize) -> io::Result<()> {
+        let usable = self.usable();
+        let mut shared = self.shared();
+        let expected = (shared.expected - before).saturating_add(now);
+        if expected > usable.into() && now > 0 {
+            let (name, more) = (self.controller.name(), self.more_queue_pairs());
+            let what = format!(
+                "{name}: {expected} queue pairs are wanted, one for each reactor and disk on it, and there are {usable}: \
+                 use fewer reactors or disks, or {more}"
+            );
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, what));
+        }
+        shared.expected = expected;
+        Ok(())
+    }
+
     /// A queue pair for one of the disks' queues, and where that counts. To be given back by [`Drive::take_back`].
     pub(super) fn hand_out(&self) -> io::Result<(QueuePair, Arc<QueueCounters>)> {
-        let granted = self.controller.max_queues();
-        // One is kept for `flush`, unless it is the only one.
-        let usable = if granted > 1 { granted - 1 } else { granted };
+        let usable = self.usable();
         let mut shared = self.shared();
         if shared.handed_out >= usable {
-            let name = self.controller.name();
+            let (name, more) = (self.controller.name(), self.more_queue_pairs());
             let what = format!(
                 "{name}: all of its {usable} queue pairs are in use: each disk on it takes one for every reactor; use \
-                 fewer reactors, or more queue pairs (queues=) if the drive has them"
+                 fewer reactors, or {more}"
             );
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, what));
         }
@@ -159,7 +195,8 @@ impl Drive {
 
     /// Makes what was written to a namespace durable, blocking.
     pub(super) fn flush(&self, namespace: &Namespace) -> io::Result<()> {
-        let mut pair = self.controller.queue_pair().map_err(into_io)?;
+        let _one = self.flushing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pair = self.controller.polled_queue_pair().map_err(into_io)?;
         pair.flush(namespace, 0).map_err(io::Error::other)?;
         pair.kick();
         let mut flushed = None;

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use block_core::write_ranges::WriteRanges;
 use block_core::{CapacityWatcher, Disk, DiskInfo, MemoryRegion, Queue};
@@ -20,6 +20,8 @@ pub struct NvmeDisk {
     drive: Arc<Drive>,
     namespace: Arc<DiskNamespace>,
     read_only: bool,
+    /// Queues that it has been said to have.
+    expected: Mutex<usize>,
 }
 
 /// What all disks and queues on one namespace share.
@@ -93,7 +95,11 @@ fn hex(bytes: &[u8]) -> String {
 
 impl NvmeDisk {
     pub(super) fn new(drive: Arc<Drive>, namespace: Arc<DiskNamespace>, read_only: bool) -> Self {
-        Self { drive, namespace, read_only }
+        Self { drive, namespace, read_only, expected: Mutex::new(0) }
+    }
+
+    fn expected(&self) -> MutexGuard<'_, usize> {
+        self.expected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The drive that it is on.
@@ -104,6 +110,13 @@ impl NvmeDisk {
     /// Namespace Identifier.
     pub fn nsid(&self) -> u32 {
         self.namespace.namespace.nsid()
+    }
+}
+
+impl Drop for NvmeDisk {
+    fn drop(&mut self) {
+        // Fewer are always had.
+        let _ = self.drive.expect(*self.expected(), 0);
     }
 }
 
@@ -127,6 +140,13 @@ impl Disk for NvmeDisk {
 
     fn watch_capacity(&self, changed: Weak<CapacityWatcher>) {
         self.namespace.capacity.watchers.lock().unwrap_or_else(PoisonError::into_inner).push(changed);
+    }
+
+    fn expect_queues(&self, count: usize) -> io::Result<()> {
+        let mut expected = self.expected();
+        self.drive.expect(*expected, count)?;
+        *expected = count;
+        Ok(())
     }
 
     fn open_queue(&self, depth: u16) -> io::Result<Box<dyn Queue>> {

@@ -113,7 +113,9 @@ impl Served {
         // Disks before threads: what a user got wrong is found before anything runs.
         let mut subsystems = Vec::new();
         for controller in &plan.controllers {
-            subsystems.push(disk::subsystem(&controller.disks)?);
+            let subsystem = disk::subsystem(&controller.disks)?;
+            disk::expect_queues(&subsystem, plan.reactors)?;
+            subsystems.push(subsystem);
         }
         let options = EngineOptions { reactors: plan.reactors, poll, cpus: plan.cpus.clone() };
         let engine = Engine::start(options).map_err(wrong_number)?;

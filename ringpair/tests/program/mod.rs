@@ -86,11 +86,17 @@ pub struct Served {
 impl Served {
     /// Starts it and waits until it is ready.
     pub fn start(arguments: &[&str]) -> Self {
+        Self::start_with(Stdio::inherit(), arguments)
+    }
+
+    /// The same, with its standard error somewhere else.
+    pub fn start_with(errors: impl Into<Stdio>, arguments: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_ringpair"))
             .arg("serve")
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(errors)
             .spawn()
             .expect("it starts");
         let stdout = BufReader::new(child.stdout.take().expect("a pipe"));
