@@ -83,6 +83,9 @@ pub(crate) struct AdminQueue {
     event_requests: u16,
     /// A page for the PRP list, then data. Kept from one command to the next.
     bounce: Option<DmaBuffer>,
+    /// Data of commands that were given up, by their token: the controller's until they end, or it has been disabled
+    /// and this admin queue goes.
+    given_up: Vec<(u64, DmaBuffer)>,
     /// Declared after the queues, which point into it.
     _memory: DmaBuffer,
 }
@@ -133,6 +136,7 @@ impl AdminQueue {
             events: VecDeque::new(),
             event_requests: 0,
             bounce: None,
+            given_up: Vec::new(),
             _memory: memory,
         })
     }
@@ -168,10 +172,13 @@ impl AdminQueue {
         if data.len() > 0 {
             command = self.attach(command, &data)?;
         }
-        let name = AdminOpcode(command.opcode);
+        let (name, token) = (AdminOpcode(command.opcode), self.next_token);
         let entry = self.wait(command, limit, abort).inspect_err(|_| {
-            // The command may still be running: its data must not land in the next one's.
-            self.bounce = None;
+            // The command may still be running: its data must not land in the next one's, nor, where there is no IOMMU,
+            // in whatever becomes of the memory.
+            if self.commands.holds(token) {
+                self.given_up.extend(self.bounce.take().map(|bounce| (token, bounce)));
+            }
         })?;
         if let Err(status) = entry.result() {
             return Err(Error::Command { name: self.registers.name(), command: name.to_string(), status });
@@ -309,12 +316,16 @@ impl AdminQueue {
         })
     }
 
-    /// Takes completions, until one for this token; the others are events and commands that were given up.
+    /// Takes completions, until one for this token; the others are events and commands that were given up. As many as the
+    /// queue holds at most: a controller that has always another event does not keep anybody here.
     fn take(&mut self, wanted: Option<u64>) -> Result<Option<CompletionQueueEntry>, Error> {
         let mut found = None;
+        let mut left = ENTRIES;
         while found.is_none()
+            && left > 0
             && let Some(entry) = self.completion.take()
         {
+            left -= 1;
             // What it did to one entry it may do to others: the queue is of no use any more.
             let fault = |fault| {
                 self.watch.iter().for_each(|watch| watch.inbox.report(watch.generation, &fault));
@@ -328,8 +339,9 @@ impl AdminQueue {
                 None => return Err(fault(Fault::UnknownCid { qid: ADMIN_QUEUE_ID, cid })),
                 Some(EVENT_TOKEN) => self.event(&entry)?,
                 Some(token) if Some(token) == wanted => found = Some(entry),
-                Some(_) => {
+                Some(token) => {
                     // One that was given up, or its Abort.
+                    self.given_up.retain(|(given_up, _)| *given_up != token);
                     tracing::debug!("{}: admin command {cid} ended", self.registers.name());
                 }
             }

@@ -91,6 +91,11 @@ impl CommandIdentifiers {
         self.slots.get(index).filter(|slot| slot.in_flight).map(|slot| slot.cid)
     }
 
+    /// Whether a command with this token is in flight.
+    pub(crate) fn holds(&self, token: u64) -> bool {
+        self.slots.iter().any(|slot| slot.in_flight && slot.token == token)
+    }
+
     /// Where the deadlines of the commands in flight stand.
     pub(crate) fn stages(&mut self) -> impl Iterator<Item = (u16, &mut Stage)> {
         self.slots.iter_mut().filter(|slot| slot.in_flight).map(|slot| (slot.cid, &mut slot.stage))

@@ -395,6 +395,19 @@ impl DmaBuffer {
     }
 }
 
+/// A buffer that is held for its memory, by several owners perhaps, and reached by what was taken from it before.
+pub(crate) struct Held(#[expect(dead_code, reason = "kept until it is dropped")] DmaBuffer);
+
+// SAFETY: there is nothing that can be done with it but to drop it.
+unsafe impl Sync for Held {}
+
+impl DmaBuffer {
+    /// Makes this one that is only held.
+    pub(crate) fn hold(self) -> Arc<Held> {
+        Arc::new(Held(self))
+    }
+}
+
 impl Drop for DmaBuffer {
     fn drop(&mut self) {
         match self.space.unmap(self.iova, self.mapped) {

@@ -10,7 +10,7 @@ use rustix::event::EventfdFlags;
 
 use crate::admin::{AdminData, AdminQueue};
 use crate::controller::{Handle, Shared};
-use crate::dma::DmaBuffer;
+use crate::dma::Held;
 use crate::doorbell::Doorbell;
 use crate::error::Error;
 use crate::queue::{CompletionQueue, SubmissionQueue};
@@ -24,7 +24,7 @@ pub(crate) struct Rings {
     /// Resets before they were created.
     pub(crate) generation: u32,
     /// Declared after the queues, which point into it.
-    _memory: DmaBuffer,
+    memory: Arc<Held>,
 }
 
 impl Rings {
@@ -69,7 +69,12 @@ impl Rings {
                 CompletionQueue::new(memory.base().add(submission_len).cast(), completion_size, head),
             )
         };
-        Ok(Self { submission, completion, generation: shared.generation(), _memory: memory })
+        Ok(Self { submission, completion, generation: shared.generation(), memory: memory.hold() })
+    }
+
+    /// What the queues are in.
+    pub(crate) fn memory(&self) -> &Arc<Held> {
+        &self.memory
     }
 }
 
@@ -181,7 +186,7 @@ impl Drop for Interrupt {
     }
 }
 
-/// What a queue pair holds of its controller; dropping it has the controller forget the queues, and takes all back.
+/// What a queue pair holds of its controller; dropping it, after [`IoQueue::close`], gives all back.
 pub(crate) struct IoQueue {
     /// Resets before the queues were created that the controller has now.
     pub(crate) generation: u32,
@@ -256,35 +261,36 @@ impl IoQueue {
         self.interrupt.as_ref().map(|interrupt| interrupt.eventfd.as_fd())
     }
 
-    /// Whether the controller has been reset since.
-    #[inline]
-    pub(crate) fn is_stale(&self) -> bool {
-        self.generation != self.shared().generation()
-    }
-
-    /// Has the controller end what is in flight and forget the queues, unless a reset has done so.
-    fn delete(&self, generation: u32) -> Result<(), Error> {
-        // A reset holds this lock too.
-        let mut admin = self.shared().admin();
-        // A controller that is not well would only be waited for.
-        let usable = self.shared().check_usable().is_ok() && self.shared().health().is_ok();
-        if generation != self.shared().generation() || !usable {
-            return Ok(());
-        }
-        delete(self.shared(), &mut admin, AdminOpcode::DELETE_IO_SUBMISSION_QUEUE, self.qid())?;
-        delete(self.shared(), &mut admin, AdminOpcode::DELETE_IO_COMPLETION_QUEUE, self.qid())
-    }
-}
-
-impl Drop for IoQueue {
-    fn drop(&mut self) {
+    /// Has the controller end what is in flight and forget the queues. What it may go on looking at, because it did not, is
+    /// kept: `memory`, of which the queue pair is about to let go.
+    pub(crate) fn close(&self, memory: [&Arc<Held>; 2]) {
         self.shared().links().remove(&self.qid());
         // New rings that the queue pair did not come to fetch exist all the same; they go when the controller has
         // forgotten them.
         let undelivered = self.link.close();
         let generation = undelivered.as_ref().map_or(self.generation, |rings| rings.generation);
-        if let Err(error) = self.delete(generation) {
-            tracing::warn!("deleting queue {}: {error}", self.qid());
+        if !self.delete(generation) {
+            let undelivered = undelivered.iter().map(|rings| rings.memory());
+            self.shared().keep(memory.into_iter().chain(undelivered).cloned());
         }
+    }
+
+    /// Whether the controller does nothing with the queues of this generation any more, because it has forgotten them or
+    /// has been stopped.
+    fn delete(&self, generation: u32) -> bool {
+        // A reset holds this lock too.
+        let mut admin = self.shared().admin();
+        if self.shared().was_stopped_since(generation) {
+            return true;
+        }
+        // A controller that is not well would only be waited for.
+        if generation != self.shared().generation() || self.shared().health().is_err() {
+            return false;
+        }
+        let deleted = delete(self.shared(), &mut admin, AdminOpcode::DELETE_IO_SUBMISSION_QUEUE, self.qid())
+            .and_then(|()| {
+                delete(self.shared(), &mut admin, AdminOpcode::DELETE_IO_COMPLETION_QUEUE, self.qid())
+            });
+        deleted.inspect_err(|error| tracing::warn!("deleting queue {}: {error}", self.qid())).is_ok()
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use fake::Fake;
 use nvme_spec::async_event::AsynchronousEvent;
 use nvme_spec::{AdminOpcode, CompletionQueueEntry, Status, SubmissionQueueEntry};
-use nvme_vfio::{AdminData, Controller, Options};
+use nvme_vfio::{AdminData, Controller, Error, Options};
 
 fn open(fake: &Fake) -> Controller {
     let options = Options { admin_timeout: Duration::from_millis(200), recovery: None, ..Options::default() };
@@ -40,18 +40,6 @@ fn a_completion_after_the_deadline_is_taken_for_nothing_else() {
     fake.state().ignored = None;
     fake.complete(0, Status::INTERNAL_ERROR);
     controller.admin(keep_alive(), AdminData::None).unwrap();
-}
-
-#[test]
-fn data_of_a_command_that_was_given_up_lands_nowhere() {
-    let fake = Fake::new();
-    let controller = open(&fake);
-    let identify = SubmissionQueueEntry { cdw10: 1, ..SubmissionQueueEntry::new(AdminOpcode::IDENTIFY, 0) };
-    fake.state().ignored = Some(AdminOpcode::IDENTIFY);
-    let mut data = [0; 4096];
-    controller.admin(identify, AdminData::FromController(&mut data)).unwrap_err();
-    let state = fake.state();
-    assert!(!state.is_mapped(state.held[0].1.prp1));
 }
 
 #[test]
@@ -127,4 +115,52 @@ fn a_reset_brings_back_an_admin_queue_that_was_stuck() {
     controller.reset().unwrap();
     controller.admin(keep_alive(), AdminData::None).unwrap();
     assert_eq!(fake.state().event_requests.len(), 3);
+}
+
+#[test]
+fn the_data_of_a_command_that_may_still_run_is_the_controllers_until_it_ends_or_is_disabled() {
+    for ends in [true, false] {
+        let fake = Fake::new();
+        let controller = open(&fake);
+        fake.state().ignored = Some(AdminOpcode::GET_LOG_PAGE);
+        let get = SubmissionQueueEntry::new(AdminOpcode::GET_LOG_PAGE, 0);
+        let short = Duration::from_millis(10);
+        let error = controller.admin_within(get, AdminData::FromController(&mut [0; 64]), short).unwrap_err();
+        assert!(matches!(error, Error::Timeout { .. }), "{error}");
+        let data = fake.state().held[0].1.prp1;
+        // The next command has other memory.
+        controller.namespace(1).unwrap();
+        assert!(fake.state().is_mapped(data));
+        if ends {
+            fake.complete(0, Status::SUCCESS);
+            controller.namespace(1).unwrap();
+        } else {
+            controller.reset().unwrap();
+        }
+        assert!(!fake.state().is_mapped(data), "{ends}");
+    }
+}
+
+#[test]
+fn events_that_never_end_keep_nobody() {
+    let fake = Fake::new();
+    let controller = open(&fake);
+    fake.state().events_without_end = true;
+    fake.event(AsynchronousEvent::TEMPERATURE_THRESHOLD.into_bits());
+    assert!(!controller.events().unwrap().is_empty());
+    controller.namespace(1).unwrap();
+}
+
+#[test]
+fn namespaces_that_never_end_are_those_that_can_be() {
+    let fake = Fake::new();
+    let controller = open(&fake);
+    fake.state().namespaces_without_end = true;
+    assert_eq!(controller.namespace_ids().unwrap(), [1], "NN is 1");
+    let fake = Fake::with(|state| {
+        state.identify.nn = u32::MAX;
+        state.namespaces_without_end = true;
+    });
+    let error = open(&fake).namespace_ids().unwrap_err().to_string();
+    assert_eq!(error, "fake: it says that it has more than 65536 namespaces");
 }

@@ -606,3 +606,36 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_memory_of_queues_that_the_controller_did_not_forget_is_its_own_until_it_is_disabled() {
+    let Setup { fake, controller, queue, .. } = Setup::new(Fake::new(), plain());
+    let queues = fake.state().queues(1);
+    fake.state().csts.set_cfs(true);
+    drop(queue);
+    assert!(queues.iter().all(|iova| fake.state().is_mapped(*iova)));
+    controller.reset().unwrap();
+    assert!(!queues.iter().any(|iova| fake.state().is_mapped(*iova)));
+    // One that obeys gives it back at once.
+    let queue = controller.queue_pair().unwrap();
+    let queues = fake.state().queues(1);
+    drop(queue);
+    assert!(!queues.iter().any(|iova| fake.state().is_mapped(*iova)));
+}
+
+#[test]
+fn a_doorbell_is_not_rung_for_queues_from_before_a_reset() {
+    let (fake, controller) = interrupt_vectors(2, 1);
+    let namespace = controller.namespace(1).unwrap();
+    let mut queue = controller.queue_pair().unwrap();
+    queue.flush(&namespace, 7).unwrap();
+    queue.kick();
+    // Completed, and not polled for.
+    controller.reset().unwrap();
+    fake.state().steps.clear();
+    let mut ended = Vec::new();
+    queue.poll(|token, result| ended.push((token, result))).unwrap();
+    assert_eq!(ended, [(7, Ok(()))], "it has completed all the same");
+    assert!(fake.doorbells(Doorbell::CompletionQueueHead(1)).is_empty());
+    assert_eq!(queue.poll(|_, _| ()), Err(Fault::Reset));
+}

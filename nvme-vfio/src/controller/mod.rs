@@ -33,6 +33,9 @@ pub(crate) use condition::Pulse;
 pub(crate) use handle::Handle;
 pub(crate) use shared::Shared;
 
+/// More namespaces than any controller has.
+const MAX_NAMESPACES: usize = 1 << 16;
+
 /// A controller, enabled and identified. Clones are handles to the same one, for any thread. When the last of them
 /// and the last of its queue pairs is dropped, the controller is shut down in an orderly way (CC.SHN).
 #[derive(Clone)]
@@ -105,17 +108,20 @@ impl Controller {
             // NVMe 1.0 has no list: all of them are there.
             return Ok((1..=self.shared.identify.nn.min(1024)).collect());
         }
-        let mut nsids = Vec::new();
-        loop {
+        let mut nsids: Vec<u32> = Vec::new();
+        while nsids.len() < MAX_NAMESPACES {
             let last = nsids.last().copied().unwrap_or(0);
             let list: Box<NamespaceList> = self.identify_as(cns::ACTIVE_NAMESPACE_ID_LIST, last)?;
             let before = nsids.len();
-            // A list that does not ascend would never end.
-            nsids.extend(list.0.iter().take_while(|nsid| **nsid != 0).filter(|nsid| **nsid > last));
-            if nsids.len() - before < list.0.len() || nsids.last() >= Some(&0xffff_fffd) {
+            // A list that does not ascend, or goes on past the largest identifier that there is, would never end.
+            let valid = last + 1..=self.shared.identify.nn.min(0xffff_fffe);
+            nsids.extend(list.0.iter().take_while(|nsid| **nsid != 0).filter(|nsid| valid.contains(nsid)));
+            if nsids.len() - before < list.0.len() || nsids.last() == Some(valid.end()) {
                 return Ok(nsids);
             }
         }
+        let what = format!("it says that it has more than {MAX_NAMESPACES} namespaces");
+        Err(self.shared.unsupported(what))
     }
 
     /// What the controller says about a namespace (Identify, CNS 00h). All zeroes: it is not active.

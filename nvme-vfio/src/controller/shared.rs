@@ -1,7 +1,7 @@
 //! What handles and queue pairs of a controller share: its state between bring-up and shutdown.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use nvme_spec::{AdminOpcode, SubmissionQueueEntry};
 use super::bring_up;
 use super::condition::{Failure, Pulse};
 use crate::admin::{AdminData, AdminQueue, Place, Watch};
-use crate::dma::DmaSpace;
+use crate::dma::{DmaSpace, Held};
 use crate::error::{Error, Fault};
 use crate::events::Events;
 use crate::options::Options;
@@ -54,6 +54,10 @@ pub(crate) struct Shared {
     failure: Failure,
     /// Whether the controller is known to do nothing: it was disabled, and not enabled since.
     quiet: AtomicBool,
+    /// The first generation that came after the last time that it was known to do nothing.
+    stopped_before: AtomicU32,
+    /// Memory of queues that it did not forget when it was told to: its own until it is stopped.
+    kept: Mutex<Vec<Arc<Held>>>,
 }
 
 /// Which I/O queue identifiers there are, and which are taken.
@@ -117,6 +121,8 @@ impl Shared {
             counters: Counters::default(),
             failure: Failure::new(),
             quiet: AtomicBool::new(false),
+            stopped_before: AtomicU32::new(0),
+            kept: Mutex::default(),
         };
         // From here on, whatever fails, the controller is shut down when `shared` is dropped.
         shared.configure(&mut shared.admin())?;
@@ -193,6 +199,26 @@ impl Shared {
 
     pub(super) fn set_quiet(&self, quiet: bool) {
         self.quiet.store(quiet, Ordering::Relaxed);
+        if quiet {
+            self.stopped_before.store(self.generation(), Ordering::Relaxed);
+            self.kept().clear();
+        }
+    }
+
+    /// Whether the controller has stopped since it was in this generation.
+    pub(crate) fn was_stopped_since(&self, generation: u32) -> bool {
+        // Generations wrap around, and so do differences between them.
+        let since = self.stopped_before.load(Ordering::Relaxed).wrapping_sub(generation) as i32;
+        since > 0 || self.condition() == Condition::Failed
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Vec<Arc<Held>>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps memory that the controller may still reach, where there is no IOMMU, when its owner has let go of it.
+    pub(crate) fn keep(&self, memory: impl Iterator<Item = Arc<Held>>) {
+        self.kept().extend(memory);
     }
 
     pub(crate) fn inbox(&self) -> &Inbox {

@@ -15,7 +15,7 @@ use nvme_spec::{CompletionQueueEntry, Status, SubmissionQueueEntry};
 use crate::command_identifier::CommandIdentifiers;
 use crate::controller::{Pulse, Shared};
 use crate::deadline::{Deadlines, Verdict};
-use crate::dma::{DmaBuffer, DmaRange};
+use crate::dma::{DmaRange, Held};
 use crate::error::{Error, Fault};
 use crate::io_queue::{IoQueue, Rings};
 use crate::prp::{self, PrpError, PrpListPages};
@@ -72,7 +72,6 @@ pub enum SubmitError {
 /// controller ([`DmaBuffer`] does so when dropped). A fault alone does not give it back: a controller that answers
 /// nothing may still be writing.
 pub struct QueuePair {
-    /// Has the controller forget the queues when dropped; declared before their memory.
     queue: IoQueue,
     rings: Rings,
     commands: CommandIdentifiers,
@@ -119,7 +118,7 @@ pub(crate) struct Lists {
     /// In each list.
     pages: usize,
     page_size: u64,
-    _memory: DmaBuffer,
+    memory: Arc<Held>,
 }
 
 // SAFETY: the pointer is into memory that this owns and reaches by copying only; nothing is tied to a thread.
@@ -150,7 +149,8 @@ impl QueuePair {
         let pages = prp::list_pages(shared.max_transfer().into(), page_size).max(1);
         let depth = (u32::from(shared.options().depth.max(1))).min(shared.cap().maximum_queue_entries() - 1);
         let memory = shared.space().allocate(depth as usize * pages * page_size as usize)?;
-        Ok(Lists { base: memory.base(), iova: memory.iova(), pages, page_size, _memory: memory })
+        let (base, iova) = (memory.base(), memory.iova());
+        Ok(Lists { base, iova, pages, page_size, memory: memory.hold() })
     }
 
     pub(crate) fn new(queue: IoQueue, rings: Rings, lists: Lists) -> Self {
@@ -246,7 +246,7 @@ impl QueuePair {
     pub fn kick(&mut self) {
         if self.state == State::Running {
             // What is wrong, if it stays so, comes out in the next poll.
-            if self.queue.is_stale() {
+            if self.is_stale() {
                 let _ = self.stale();
             } else {
                 self.rung = self.posted;
@@ -290,11 +290,16 @@ impl QueuePair {
             Ok(count) => count,
             Err((fault, count)) => return self.fault_after(fault, count),
         };
-        if count > 0
-            && let Err(error) = self.rings.completion.ring(self.depth.into(), self.prompt)
-        {
-            let fault = self.doorbell_fault(&error);
-            return self.fault_after(fault, count);
+        if count > 0 {
+            // Then the doorbell is that of other queues, or about to be. What has completed, has.
+            if self.is_stale() {
+                let _ = self.stale();
+                return Ok(count);
+            }
+            if let Err(error) = self.rings.completion.ring(self.depth.into(), self.prompt) {
+                let fault = self.doorbell_fault(&error);
+                return self.fault_after(fault, count);
+            }
         }
         self.polls += 1;
         if self.pulse.beats() != self.beats || self.polls >= POLLS {
@@ -336,9 +341,15 @@ impl QueuePair {
             State::Broken(fault) => Err(fault),
             // The next poll sees to it.
             State::Parked { .. } => Ok(()),
-            State::Running if self.queue.is_stale() => self.stale(),
+            State::Running if self.is_stale() => self.stale(),
             State::Running => self.check_commands(),
         }
+    }
+
+    /// Whether the controller has been reset since its queues were created.
+    #[inline]
+    fn is_stale(&self) -> bool {
+        self.queue.generation != self.pulse.generation()
     }
 
     fn check_commands(&mut self) -> Result<(), Fault> {
@@ -401,5 +412,11 @@ impl QueuePair {
             qid: self.qid,
             errno: error.raw_os_error().unwrap_or(rustix::io::Errno::IO.raw_os_error()),
         }
+    }
+}
+
+impl Drop for QueuePair {
+    fn drop(&mut self) {
+        self.queue.close([self.rings.memory(), &self.lists.memory]);
     }
 }

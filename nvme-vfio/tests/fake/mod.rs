@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use nvme_spec::admin_command::{
     Abort, CreateIoCompletionQueue, CreateIoSubmissionQueue, DeleteIoQueue, DoorbellBufferConfig, Identify,
 };
+use nvme_spec::async_event::AsynchronousEvent;
 use nvme_spec::doorbell::Doorbell;
 use nvme_spec::identify::{EntrySizes, IdentifyController, IdentifyNamespace, LbaFormat, NamespaceList, cns};
 use nvme_spec::registers::{
@@ -68,6 +69,10 @@ pub struct State {
     pub cfs_on_enable: bool,
     /// Every register reads as ones.
     pub gone: bool,
+    /// Asynchronous Event Requests are answered at once, one after the other.
+    pub events_without_end: bool,
+    /// There is always another namespace.
+    pub namespaces_without_end: bool,
     /// Whoever lent the controller wants it back.
     pub wanted_back: bool,
     /// Why nothing reaches it any more.
@@ -147,6 +152,8 @@ impl Fake {
             stays_ready: false,
             cfs_on_enable: false,
             gone: false,
+            events_without_end: false,
+            namespaces_without_end: false,
             wanted_back: false,
             lost: None,
             polls_shadows: false,
@@ -242,6 +249,11 @@ impl State {
     /// Whether the driver lets this controller reach an address.
     pub fn is_mapped(&self, iova: u64) -> bool {
         self.memory.range(..=iova).next_back().is_some_and(|(first, (_, size))| iova - first < *size)
+    }
+
+    /// Where the submission and the completion queue with this identifier are.
+    pub fn queues(&self, qid: u16) -> [u64; 2] {
+        [self.submission[&qid].base, self.completion[&qid].base]
     }
 
     fn pointer(&self, iova: u64, len: usize) -> *mut u8 {
@@ -399,6 +411,9 @@ impl State {
         let mut dw0 = 0;
         if status.is_success() {
             match opcode {
+                AdminOpcode::ASYNCHRONOUS_EVENT_REQUEST if self.events_without_end => {
+                    dw0 = AsynchronousEvent::TEMPERATURE_THRESHOLD.into_bits();
+                }
                 AdminOpcode::ASYNCHRONOUS_EVENT_REQUEST => {
                     self.event_requests.push_back(command.cid);
                     return;
@@ -467,6 +482,10 @@ impl State {
         let bytes = match command.dwords::<Identify>().cns() {
             cns::CONTROLLER => self.identify.as_bytes(),
             cns::NAMESPACE => self.namespace.as_bytes(),
+            cns::ACTIVE_NAMESPACE_ID_LIST if self.namespaces_without_end => {
+                list.0.iter_mut().zip(command.nsid + 1..).for_each(|(entry, nsid)| *entry = nsid);
+                list.as_bytes()
+            }
             cns::ACTIVE_NAMESPACE_ID_LIST => {
                 list.0[0] = if command.nsid == 0 { 1 } else { 0 };
                 list.as_bytes()
