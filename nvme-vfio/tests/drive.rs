@@ -2,8 +2,12 @@
 
 mod fake;
 
-use block_core::Disk;
+use std::time::Instant;
+
+use block_core::{Disk, Operation, Queue, Request, RequestFlags, RequestResult, Segment, Submission};
 use fake::Fake;
+use nvme_spec::NvmOpcode;
+use nvme_spec::nvm_command::ReadWrite;
 use nvme_spec::registers::Version;
 use nvme_vfio::disk::Drive;
 use nvme_vfio::{Controller, Options};
@@ -17,6 +21,26 @@ fn drive(vectors: u32) -> std::sync::Arc<Drive> {
     });
     let options = Options { queues: 8, interrupts: true, ..Options::default() };
     Drive::new(Controller::open(fake.boxed(), options).unwrap()).unwrap()
+}
+
+/// Runs one request to its end.
+fn run(
+    queue: &mut dyn Queue,
+    operation: Operation,
+    (offset, len): (u64, u64),
+    segments: &[Segment],
+) -> RequestResult {
+    let request = Request { operation, offset, len, segments, flags: RequestFlags::NONE, token: 1 };
+    // SAFETY: the segments are the caller's data, which stays until this returns.
+    assert_eq!(unsafe { queue.submit(request) }, Submission::Pending);
+    queue.kick();
+    let mut completed = Vec::new();
+    let start = Instant::now();
+    while completed.is_empty() {
+        queue.poll(&mut completed);
+        assert!(start.elapsed().as_secs() < 20, "it hangs");
+    }
+    completed[0].result
 }
 
 #[test]
@@ -50,4 +74,34 @@ fn the_only_queue_pair_of_a_drive_is_for_data_and_flushes_when_nobody_has_it() {
     assert!(error.contains("all 1 I/O queues are in use"), "{error}");
     drop(queue);
     disk.flush().unwrap();
+}
+
+#[test]
+fn requests_are_cut_where_the_drive_wants_it() {
+    let fake = Fake::with(|state| {
+        state.vs = Version::new().with_mjr(1).with_mnr(3);
+        // 16 KiB at most (MDTS), and none across a multiple of 12 KiB (NOIOB).
+        state.identify.mdts = 2;
+        state.namespace.noiob = 24;
+    });
+    let drive = Drive::new(Controller::open(fake.boxed(), Options::default()).unwrap()).unwrap();
+    let disk = drive.disk(1, false).unwrap();
+    let mut queue = disk.open_queue(4).unwrap();
+    let mut data = vec![0; 40 << 10];
+    for (operation, opcode) in [(Operation::Read, NvmOpcode::READ), (Operation::Write, NvmOpcode::WRITE)] {
+        fake.state().commands.clear();
+        let (offset, len) = (4096, data.len());
+        let segments = [Segment { base: data.as_mut_ptr(), len }];
+        assert_eq!(run(&mut *queue, operation, (offset, len as u64), &segments), Ok(()));
+        let mut next = offset / 512;
+        for command in &fake.state().commands {
+            assert_eq!(command.opcode, opcode.0);
+            let dwords: ReadWrite = command.dwords();
+            let blocks = u64::from(dwords.number_of_logical_blocks());
+            assert_eq!(dwords.slba(), next, "one behind the other");
+            assert!(blocks * 512 <= 16384 && next / 24 == (next + blocks - 1) / 24, "{next}+{blocks}");
+            next += blocks;
+        }
+        assert_eq!(next, (offset + len as u64) / 512, "all of it");
+    }
 }

@@ -70,6 +70,12 @@ pub(super) enum Progress {
     /// It goes on when commands in flight have ended.
     Waits,
 }
+
+/// How much of it: for four of the largest bounced commands at least, in whole pages.
+fn bounce_len(max_bounce: u32, page: usize) -> usize {
+    BOUNCE_LEN.max(4 * (max_bounce as usize).next_multiple_of(page))
+}
+
 impl Work {
     /// For `depth` requests, and as many commands as the queue pair holds.
     pub(super) fn new(
@@ -82,7 +88,7 @@ impl Work {
         let limits = disk.limits;
         let (depth, parts) = (usize::from(depth), usize::from(commands));
         let page = drive.controller().memory_page_size() as usize;
-        let bounce = BOUNCE_LEN.max(4 * limits.max_bounce as usize);
+        let bounce = bounce_len(limits.max_bounce, page);
         let bounce = BouncePages::new(drive.controller().alloc_dma(bounce).map_err(into_io)?, page);
         let zeroes = (limits.write_zeroes == 0).then(|| drive.controller().alloc_dma(page)).transpose();
         let zeroes = zeroes.map_err(into_io)?;
@@ -397,5 +403,17 @@ impl Work {
     #[inline]
     pub(super) fn counters(&self) -> &QueueCounters {
         &self.counters
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_bounce_memory_whatever_the_size_of_blocks_and_pages() {
+        assert_eq!(bounce_len(128 << 10, 4096), 2 << 20);
+        assert_eq!(bounce_len(1 << 20, 4096), 4 << 20);
+        assert_eq!(bounce_len(128 << 10, 4 << 20), 16 << 20, "pages larger than all of it");
     }
 }

@@ -129,12 +129,8 @@ impl Host {
         let others = group.devices().into_iter().filter(|other| *other != device.address());
         let others = others.filter_map(|other| self.device(other));
         others
-            .filter(|other| !other.is_bound_to_vfio())
-            .filter_map(|other| {
-                let driver = other.driver()?;
-                let harmless = ["pci-stub", "pcieport"].contains(&driver.as_str());
-                (!harmless).then(|| format!("{} ({driver})", other.address()))
-            })
+            .filter(PciDevice::is_in_the_way)
+            .filter_map(|other| Some(format!("{} ({})", other.address(), other.driver()?)))
             .collect()
     }
 

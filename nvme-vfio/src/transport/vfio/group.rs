@@ -126,11 +126,11 @@ pub(super) fn open_group(address: PciAddress, group: &IommuGroup, path: &str) ->
     Ok(fd)
 }
 
-/// The devices of the group that are bound to other drivers than VFIO's: `0000:00:1f.0 (e1000e), …`.
+/// The devices of the group for which VFIO gives none of it to programs: `0000:00:1f.0 (e1000e), …`.
 fn in_the_way(address: PciAddress, group: &IommuGroup) -> String {
     let others = group.devices().into_iter().filter(|other| *other != address).filter_map(PciDevice::find);
     let others: Vec<_> = others
-        .filter(|other| !other.is_bound_to_vfio())
+        .filter(PciDevice::is_in_the_way)
         .filter_map(|other| Some(format!("{} ({})", other.address(), other.driver()?)))
         .collect();
     if others.is_empty() { "other devices".into() } else { others.join(", ") }

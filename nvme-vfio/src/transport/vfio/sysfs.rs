@@ -65,6 +65,9 @@ pub struct PciDevice {
     directory: PathBuf,
 }
 
+/// Drivers that the kernel lets be in a group that VFIO gives to programs: they do no DMA.
+const HARMLESS_DRIVERS: [&str; 2] = ["pci-stub", "pcieport"];
+
 impl PciDevice {
     /// The function at an address of this machine; `None` if there is none.
     pub fn find(address: PciAddress) -> Option<Self> {
@@ -108,6 +111,12 @@ impl PciDevice {
         // Kernels since 6.1 show a folder for each device that VFIO has.
         self.directory.join("vfio-dev").is_dir()
             || self.driver().is_some_and(|driver| driver.contains("vfio"))
+    }
+
+    /// Whether its driver keeps VFIO from giving others of its IOMMU group to programs.
+    pub fn is_in_the_way(&self) -> bool {
+        !self.is_bound_to_vfio()
+            && self.driver().is_some_and(|driver| !HARMLESS_DRIVERS.contains(&driver.as_str()))
     }
 
     /// The name of its character device in /dev/vfio/devices, where the kernel makes one.
@@ -244,6 +253,15 @@ mod tests {
         assert_eq!(device.vfio_cdev(), None);
         fs::write(device.directory().join("vfio-dev/vfio3/dev"), "511:3\n").unwrap();
         assert_eq!(device.vfio_cdev().as_deref(), Some("vfio3"));
+    }
+
+    #[test]
+    fn what_is_in_the_way_of_vfio_is_a_driver_that_does_dma() {
+        for (driver, in_the_way) in
+            [(None, false), (Some("vfio-pci"), false), (Some("pcieport"), false), (Some("ahci"), true)]
+        {
+            assert_eq!(tree(driver).1.is_in_the_way(), in_the_way, "{driver:?}");
+        }
     }
 
     #[test]

@@ -49,7 +49,7 @@ impl Region {
         Ok(Self { size: info.size, offset: info.offset, areas })
     }
 
-    /// Maps what can be mapped of the region from `from` on. `None` if that byte cannot be mapped.
+    /// Maps what can be mapped of the region from `from` on. `None` if that word cannot be mapped.
     pub(super) fn map(&self, from: u64) -> io::Result<Option<Mapping>> {
         let holds = |area: &SparseArea| area.offset <= from && from - area.offset < area.size;
         let Some((area, file)) = self.areas.iter().find(|(area, _)| holds(area)) else { return Ok(None) };
@@ -67,13 +67,19 @@ impl Region {
             let what = format!("area {at:#x}+{len:#x} is not inside its file of {file_len:#x} bytes");
             return Err(io::Error::new(io::ErrorKind::InvalidData, what));
         }
+        // They are written as words.
+        let skip = from - area.offset;
+        if !skip.is_multiple_of(4) {
+            let what = format!("area {:#x}+{len:#x} does not begin at a word of its region", area.offset);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory that exists.
         let base = unsafe {
             rustix::mm::mmap(std::ptr::null_mut(), len, protection, MapFlags::SHARED, file.as_fd(), at)?
         };
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Some(Mapping { base, len, skip: (from - area.offset) as usize }))
+        Ok(Some(Mapping { base, len, skip: skip as usize }))
     }
 }
 
@@ -121,6 +127,20 @@ impl Drop for Mapping {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_area_that_does_not_begin_at_a_word_is_refused() {
+        let file = rustix::fs::memfd_create(c"area", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, 0x3000).unwrap();
+        let region = |offset, at| Region {
+            size: 0x3000,
+            offset,
+            areas: vec![(SparseArea { offset: at, size: 0x1000 }, file.try_clone().unwrap())],
+        };
+        assert!(region(0, 0x1000).map(0x1000).unwrap().is_some());
+        let error = region(0xfff, 1).map(0x1000).err().unwrap().to_string();
+        assert!(error.contains("does not begin at a word"), "{error}");
+    }
 
     #[test]
     fn one_descriptor_serves_all_areas_and_several_go_in_order() {
