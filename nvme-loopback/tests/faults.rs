@@ -15,7 +15,9 @@ use rig::{Emulated, Rig, pattern};
 
 const IO_TIMEOUT: Duration = Duration::from_millis(200);
 const ABORT_TIMEOUT: Duration = Duration::from_millis(100);
-/// Far more than a deadline, an abort and a reset take, even on a machine that is busy.
+/// Five times what a deadline, its Abort's and a reset take.
+const TIMELY: Duration = Duration::from_secs(2);
+/// Far more than that, even on a machine that is busy.
 const LONG: Duration = Duration::from_secs(20);
 
 fn options() -> Options {
@@ -85,11 +87,27 @@ fn recovers(script: &str) -> RecoveryCounters {
     rig.controller.recovery_counters()
 }
 
+/// The same, and it is not much later than deadlines allow.
+fn recovers_in_time(script: &str) -> RecoveryCounters {
+    let mut took = Vec::new();
+    loop {
+        let start = Instant::now();
+        let counters = recovers(script);
+        took.push(start.elapsed());
+        if start.elapsed() < TIMELY {
+            return counters;
+        }
+        // On a machine that is busy, one may be late; not one after the other.
+        assert!(took.len() < 3, "{script}: {took:?}");
+    }
+}
+
 #[test]
 fn completions_that_do_not_come_as_they_should_cost_a_reset_and_no_data() {
     for opcode in ["write", "read"] {
         for what in ["drop", "ignore", "wrong-cid", "wrong-queue", "wrong-head", "wrong-phase"] {
-            let counters = recovers(&format!("[[fault]]\nopcode = '{opcode}'\nnth = 3\ndo = '{what}'\n"));
+            let script = format!("[[fault]]\nopcode = '{opcode}'\nnth = 3\ndo = '{what}'\n");
+            let counters = recovers_in_time(&script);
             assert_eq!((counters.resets, counters.replayed, counters.failed), (1, 1, 0), "{opcode}: {what}");
             // Those that are seen to be wrong need no deadline.
             let silent = matches!(what, "drop" | "ignore" | "wrong-phase");
@@ -100,7 +118,7 @@ fn completions_that_do_not_come_as_they_should_cost_a_reset_and_no_data() {
 
 #[test]
 fn a_duplicate_completion_costs_a_reset_and_is_not_taken_for_the_next_command() {
-    let counters = recovers("[[fault]]\nopcode = 'read'\nnth = 3\ndo = 'duplicate'\n");
+    let counters = recovers_in_time("[[fault]]\nopcode = 'read'\nnth = 3\ndo = 'duplicate'\n");
     assert_eq!(counters.resets, 1);
 }
 
@@ -119,7 +137,7 @@ fn a_completion_that_is_late_by_less_than_an_abort_takes_costs_an_abort() {
 
 #[test]
 fn a_completion_that_is_too_late_is_not_taken_for_anything_after_the_reset() {
-    let counters = recovers("[[fault]]\nopcode = 'write'\nnth = 3\ndo = 'delay'\nby = '2s'\n");
+    let counters = recovers_in_time("[[fault]]\nopcode = 'write'\nnth = 3\ndo = 'delay'\nby = '2s'\n");
     assert_eq!((counters.resets, counters.replayed), (1, 1));
 }
 
@@ -146,7 +164,7 @@ fn a_completion_passed_over_is_noticed_by_what_comes_behind_it() {
 
 #[test]
 fn a_fatal_error_costs_a_reset_and_no_data() {
-    let counters = recovers("[[fault]]\nopcode = 'write'\nnth = 7\ndo = 'fatal'\n");
+    let counters = recovers_in_time("[[fault]]\nopcode = 'write'\nnth = 7\ndo = 'fatal'\n");
     assert_eq!((counters.resets, counters.replayed, counters.expired), (1, 1, 0));
 }
 
@@ -160,7 +178,7 @@ fn a_controller_that_does_not_let_itself_be_disabled_has_its_function_reset() {
 
 #[test]
 fn a_controller_that_is_away_for_a_moment_comes_back() {
-    let counters = recovers("[[fault]]\nnth = 5\ndo = 'gone'\nlasting = '50ms'\n");
+    let counters = recovers_in_time("[[fault]]\nnth = 5\ndo = 'gone'\nlasting = '50ms'\n");
     assert!((1..=4).contains(&counters.resets), "{counters:?}");
 }
 
@@ -269,9 +287,39 @@ fn identify_data_that_cannot_be_is_refused() {
     assert!(refusal(128, &formats, 2).contains("namespace 1 has blocks of 2^60 bytes"));
 }
 
+/// What the driver takes from Identify Controller, with other bytes in it.
+#[test]
+fn identify_data_that_is_odd_is_worked_with_as_far_as_it_can_be() {
+    let with = |offset: usize, bytes: &str| {
+        rig(&format!(
+            "[[fault]]\nqueue = 'admin'\nopcode = 'identify'\ndo = 'corrupt'\noffset = {offset}\n\
+             bytes = {bytes}\n"
+        ))
+    };
+    // MDTS: 2, none, and 255 as powers of two.
+    for (mdts, max) in [(1, 8192), (0, 1 << 20), (255, 1 << 20)] {
+        let rig = with(77, &format!("[{mdts}]"));
+        assert_eq!(rig.controller.max_transfer(), max, "{mdts}");
+        assert!(write_and_read_back(&rig).iter().all(Result::is_ok), "{mdts}");
+    }
+    // RTD3E: more than an hour to shut down, for a controller that does so at once.
+    let start = Instant::now();
+    drop(with(88, "[255, 255, 255, 255]"));
+    assert!(start.elapsed() < LONG);
+    // NN: how far the list of namespaces is believed.
+    for (nn, nsids) in [("[0, 0, 0, 0]", vec![]), ("[255, 255, 255, 255]", vec![1])] {
+        let rig = with(516, nn);
+        assert_eq!(rig.controller.namespace_ids().unwrap(), nsids, "{nn}");
+        assert!(write_and_read_back(&rig).iter().all(Result::is_ok), "{nn}");
+    }
+    // ELPE and AERL, which counts what is 0's based.
+    let rig = with(259, "[255, 0, 0, 255]");
+    assert!(write_and_read_back(&rig).iter().all(Result::is_ok));
+}
+
 #[test]
 fn an_ignored_abort_changes_nothing() {
-    let counters = recovers(
+    let counters = recovers_in_time(
         "[[fault]]\nnth = 3\ndo = 'drop'\n[[fault]]\nqueue = 'admin'\nopcode = 'abort'\ntimes = 0\n\
          do = 'ignore'\n",
     );
@@ -330,7 +378,9 @@ fn events_are_acted_on() {
          [[fault]]\nopcode = 'flush'\ndo = 'event'\nevent = 'persistent-internal-error'\n\
          [[fault]]\nopcode = 'flush'\ndo = 'event'\nevent = 'namespace-attribute-changed'\n\
          [[fault]]\nqueue = 'admin'\nopcode = 'identify'\nnamespace = 1\nnth = 2\ntimes = 0\ndo = 'corrupt'\n\
-         offset = 0\nbytes = [1, 0, 0]\n");
+         offset = 0\nbytes = [1, 0, 0]\n\
+         [[fault]]\nqueue = 'admin'\nopcode = 'get-log-page'\nnth = 3\ndo = 'event'\n\
+         event = 'telemetry-log-changed'\n");
     let namespace = rig.controller.namespace(1).unwrap();
     let (sender, receiver) = mpsc::channel();
     let _watch = rig.controller.watch_namespace(&namespace, move |now| {
@@ -339,14 +389,22 @@ fn events_are_acted_on() {
     let mut queue = rig.controller.queue_pair().unwrap();
     assert_eq!(run(&mut queue, |queue| queue.flush(&namespace, 0)), Ok(()));
     assert_eq!(receiver.recv_timeout(LONG).unwrap(), 1);
-    let mut events = rig.controller.events().unwrap();
+    // The last one says that the log pages of those before it have been read.
+    let mut events = Vec::new();
+    let start = Instant::now();
+    while events.len() < 4 {
+        events.extend(rig.controller.events().unwrap());
+        assert!(start.elapsed() < LONG, "{events:?}");
+        thread::yield_now();
+    }
     events.sort_by_key(|event| event.into_bits());
     assert_eq!(
         events,
         [
             AsynchronousEvent::PERSISTENT_INTERNAL_ERROR,
             AsynchronousEvent::TEMPERATURE_THRESHOLD,
-            AsynchronousEvent::NAMESPACE_ATTRIBUTE_CHANGED
+            AsynchronousEvent::NAMESPACE_ATTRIBUTE_CHANGED,
+            AsynchronousEvent::TELEMETRY_LOG_CHANGED
         ]
     );
     assert_eq!(rig.controller.recovery_counters(), RecoveryCounters::default());

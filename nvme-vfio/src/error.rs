@@ -153,7 +153,7 @@ pub enum Fault {
     #[error("the controller was taken back: its driver is being unbound, or it is being unplugged")]
     TakenBack,
     /// After a reset, the controller refused to create the queues once more.
-    #[error("queue {qid}: the controller refused to create it once more after a reset")]
+    #[error("queue {qid}: the controller refused to create it once more after a reset; open the drive again")]
     NotRemade {
         /// The queue pair's identifier.
         qid: u16,

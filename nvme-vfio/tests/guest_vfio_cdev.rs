@@ -12,6 +12,8 @@ machine! {
     data_and_queues_survive_resets,
     nothing_is_left_over_when_it_is_closed_and_opened_again,
     interrupts_wake_who_sleeps,
+    its_namespace_is_a_disk_that_keeps_the_contract,
+    requests_into_registered_memory_are_not_copied,
     a_second_process_is_refused,
     a_killed_process_leaves_a_controller_that_starts_afresh,
     a_controller_in_use_is_let_go_when_the_kernel_asks_for_it,

@@ -113,7 +113,10 @@ impl Caretaker {
         let made = link.deliver(|| match Rings::create(&self.shared, &mut admin, link.qid, link.vector) {
             Ok(rings) => Ok(Delivery::Rings(Box::new(rings))),
             Err(error @ (Error::Command { .. } | Error::Unsupported { .. })) => {
-                tracing::error!("queue {} cannot be made again: {error}", link.qid);
+                tracing::error!(
+                    "queue {} cannot be made again, and stays broken until the drive is opened again: {error}",
+                    link.qid
+                );
                 Ok(Delivery::Refused)
             }
             Err(error) => Err(error),

@@ -57,6 +57,10 @@
 //! in a controller that nothing can be done about, and after `io_timeout + abort_timeout` and a reset in one that lost it.
 //! A beat comes on top of each deadline.
 //!
+//! All this counts on registers that answer at once, as those of a device do. A vfio-user server that is there and does
+//! not answer ([`crate::transport::vfio_user`]) is waited for 20 s, whatever the deadlines are: what it does with memory
+//! that it has been given is not known before. Then the connection counts as broken, and the controller is given up.
+//!
 //! # A queue pair
 //!
 //! ```text
@@ -66,6 +70,9 @@
 //!     │ new queues in new memory, fetched by the     │   │ asks the caretaker for new queues,
 //!     └──────────── owner's next poll ───────────────┘   └ once in each generation
 //! ```
+//!
+//! One whose queues the controller refuses to create again is broken too ([`crate::Fault::NotRemade`]), while the others
+//! go on; it stays so until it is dropped, which for a disk's queue means until the drive is opened again.
 //!
 //! A parked queue pair rings no doorbell and trusts no completion. It still takes commands, which go out later. When
 //! its queues exist again, and so after the controller was disabled, commands that had been in flight are looked at:

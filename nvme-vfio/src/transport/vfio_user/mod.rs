@@ -2,6 +2,9 @@
 //!
 //! Registers are read and written by message. Doorbells are mapped memory where the server offers them so, else
 //! posted messages. All DMA memory is handed over with its descriptor.
+//!
+//! The server is not trusted, but in one thing: that it does not make the file of its doorbells shorter after they have
+//! been mapped, which would end this process (SIGBUS). And there is one deadline, of 20 s, for whatever it is asked.
 
 mod connection;
 mod messages;
