@@ -65,6 +65,20 @@ pub fn stop_bus_mastering(config: &dyn ConfigSpace) -> io::Result<()> {
 ///
 /// Configuration space cannot be reached.
 pub fn enable_msix(config: &dyn ConfigSpace) -> io::Result<()> {
+    change_msix_control(config, |control| (control | MSIX_ENABLE) & !MSIX_FUNCTION_MASK)
+}
+
+/// Disables MSI-X, if the function has it and whoever had the function before has left it enabled.
+///
+/// # Errors
+///
+/// Configuration space cannot be reached.
+pub fn disable_msix(config: &dyn ConfigSpace) -> io::Result<()> {
+    change_msix_control(config, |control| control & !MSIX_ENABLE)
+}
+
+/// Rewrites the Message Control of the MSI-X capability, if there is one; not if that would not change it.
+fn change_msix_control(config: &dyn ConfigSpace, change: impl Fn(u16) -> u16) -> io::Result<()> {
     if read16(config, STATUS)? & STATUS_CAPABILITIES == 0 {
         return Ok(());
     }
@@ -79,8 +93,13 @@ pub fn enable_msix(config: &dyn ConfigSpace) -> io::Result<()> {
         let mut id = [0];
         config.read_config(at, &mut id)?;
         if id[0] == CAPABILITY_MSIX {
-            let control = (read16(config, at + 2)? | MSIX_ENABLE) & !MSIX_FUNCTION_MASK;
-            return config.write_config(at + 2, &control.to_le_bytes());
+            let before = read16(config, at + 2)?;
+            let control = change(before);
+            return if control == before {
+                Ok(())
+            } else {
+                config.write_config(at + 2, &control.to_le_bytes())
+            };
         }
         config.read_config(at + 1, &mut pointer)?;
     }

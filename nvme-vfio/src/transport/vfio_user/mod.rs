@@ -11,9 +11,11 @@ mod messages;
 mod region;
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
+use rustix::event::EventfdFlags;
 use rustix::process::Pid;
 use vfio_bindings::bindings::vfio::{
     VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET, VFIO_IRQ_SET_ACTION_TRIGGER, VFIO_IRQ_SET_DATA_EVENTFD,
@@ -40,7 +42,13 @@ pub struct VfioUser {
     interrupts: Option<(u32, u32)>,
     /// Descriptors that the server takes in one message.
     max_msg_fds: usize,
+    /// Connected to the admin queue's vector, on which nobody sleeps, as soon as any is: SPDK's target takes an interrupt
+    /// that goes nowhere for a fatal error, and there is one for each admin command once MSI-X is enabled.
+    unheard: Mutex<Option<OwnedFd>>,
 }
+
+/// The admin completion queue's vector.
+const ADMIN_VECTOR: u32 = 0;
 
 impl VfioUser {
     /// Connects to the server that listens at `path`.
@@ -76,7 +84,10 @@ impl VfioUser {
         let doorbells = bar0.map(DOORBELLS_OFFSET)?;
         let can_reset = info.flags & VFIO_DEVICE_FLAGS_RESET != 0;
         let interrupts = interrupts(&connection, info.num_irqs)?;
-        let this = Self { name, connection, can_reset, doorbells, interrupts, max_msg_fds };
+        let unheard = Mutex::default();
+        let this = Self { name, connection, can_reset, doorbells, interrupts, max_msg_fds, unheard };
+        // Its interrupts would go nowhere: the client before this one has taken its descriptors along.
+        pci::disable_msix(&this)?;
         pci::enable(&this)?;
         Ok(this)
     }
@@ -94,6 +105,18 @@ impl VfioUser {
     fn write(&self, region: u32, offset: u64, data: &[u8]) -> io::Result<()> {
         let access = RegionAccess { offset, region, count: data.len() as u32 };
         self.connection.call(Command::RegionWrite, &[access.as_bytes(), data], &[]).map(drop)
+    }
+
+    /// Connects the admin queue's vector: if nothing ever was connected to it, or what was is no more.
+    fn connect_admin_vector(&self, disconnected: bool) -> io::Result<()> {
+        let mut unheard = self.unheard.lock().unwrap_or_else(PoisonError::into_inner);
+        if unheard.is_some() && !disconnected {
+            return Ok(());
+        }
+        let eventfd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        self.set_irqs(ADMIN_VECTOR, 1, &[eventfd.as_fd()])?;
+        *unheard = Some(eventfd);
+        Ok(())
     }
 
     fn set_irqs(&self, start: u32, count: u32, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
@@ -215,6 +238,10 @@ impl Transport for VfioUser {
                 self.set_irqs(vector, chunk.len() as u32, &fds)?;
                 vector += chunk.len() as u32;
             }
+        }
+        let disconnected = start == ADMIN_VECTOR && matches!(eventfds.first(), Some(None));
+        if disconnected || start > ADMIN_VECTOR {
+            self.connect_admin_vector(disconnected)?;
         }
         match self.interrupts {
             Some((VFIO_PCI_MSIX_IRQ_INDEX, _)) => pci::enable_msix(self),
