@@ -205,11 +205,11 @@ impl Shard {
             return self.fetch_admin(index);
         }
         let most = waiting.min(self.tuning.burst);
-        if self.hints {
-            self.expect(index, SubmissionQueue::peek, disks);
-        }
         if self.sampler.is_some() {
             return self.start_sampled(index, most, token, disks);
+        }
+        if self.hints {
+            self.expect(index, SubmissionQueue::peek, disks);
         }
         let mut started = 0;
         while started < most && self.start_next(index, token, disks, &mut ()) {
@@ -223,6 +223,9 @@ impl Shard {
     fn start_sampled(&mut self, index: usize, most: u32, token: u64, disks: &mut DiskQueues) -> usize {
         let Some(mut sampler) = self.sampler.take() else { return 0 };
         sampler.doorbell(most);
+        if self.hints {
+            self.expect(index, SubmissionQueue::peek, disks);
+        }
         let mut started = 0;
         while started < most
             && if sampler.picks_next() {
