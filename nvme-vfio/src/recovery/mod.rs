@@ -4,8 +4,8 @@
 //! At every beat (an eighth of the shortest deadline, 2 to 500 ms) it looks at CSTS, takes asynchronous events, and
 //! counts up a number that every queue pair compares at every poll: one load of a word that hardly ever changes is all
 //! that deadlines and recovery cost an I/O. Whoever waits for an admin command, the caretaker among them, beats
-//! meanwhile: deadlines of I/O do not wait for a controller that owes an answer elsewhere. Queue pairs stay with the threads that own them; caretaker and owners talk
-//! through a mailbox each, in which nothing lies as long as all is well.
+//! meanwhile: deadlines of I/O do not wait for a controller that owes an answer elsewhere. Queue pairs stay with the
+//! threads that own them; caretaker and owners talk through a mailbox each, in which nothing lies as long as all is well.
 //!
 //! # A command
 //!
