@@ -69,7 +69,7 @@ pub enum SubmitError {
 ///
 /// The memory that a command points into is the controller's from the command's submission until its token has come
 /// back from [`Self::poll`], or this was dropped and the controller has obeyed, or the memory was taken away from the
-/// controller ([`DmaBuffer`] does so when dropped). A fault alone does not give it back: a controller that answers
+/// controller ([`crate::DmaBuffer`] does so when dropped). A fault alone does not give it back: a controller that answers
 /// nothing may still be writing.
 pub struct QueuePair {
     queue: IoQueue,
