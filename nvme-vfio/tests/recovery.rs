@@ -53,6 +53,15 @@ fn wait(queue: &mut QueuePair, count: usize) -> Vec<Ended> {
     ended
 }
 
+/// Sleeps until the queue wakes its owner.
+fn sleep(queue: &QueuePair) {
+    let fd = queue.wait_fd().unwrap();
+    let limit = Timespec { tv_sec: 10, tv_nsec: 0 };
+    let ready = rustix::event::poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&limit)).unwrap();
+    assert_eq!(ready, 1, "not woken in 10 s");
+    rustix::io::read(fd, &mut [0; 8]).unwrap();
+}
+
 /// Polls, with nothing that ends, until something is so.
 fn wait_until(queue: &mut QueuePair, what: impl Fn() -> bool) {
     let start = Instant::now();
@@ -386,11 +395,7 @@ fn who_sleeps_is_woken_by_a_deadline_and_by_recovery() {
     while ended.is_empty() {
         assert!(start.elapsed() < LONG);
         // Never polls but when woken.
-        let fd = setup.queue.wait_fd().unwrap();
-        let limit = Timespec { tv_sec: 10, tv_nsec: 0 };
-        let ready = rustix::event::poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&limit)).unwrap();
-        assert_eq!(ready, 1, "not woken in 10 s");
-        rustix::io::read(fd, &mut [0; 8]).unwrap();
+        sleep(&setup.queue);
         setup.queue.poll(|token, result| ended.push((token, result))).unwrap();
         if setup.controller.recovery_counters().resets == 1 {
             setup.answers();
@@ -422,11 +427,7 @@ fn deadlines_are_kept_while_the_controller_owes_the_answer_to_an_admin_command()
     while ended.is_empty() {
         assert!(start.elapsed() < LONG);
         // Never polls but when woken.
-        let fd = setup.queue.wait_fd().unwrap();
-        let limit = Timespec { tv_sec: 10, tv_nsec: 0 };
-        let ready = rustix::event::poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&limit)).unwrap();
-        assert_eq!(ready, 1, "not woken in 10 s");
-        rustix::io::read(fd, &mut [0; 8]).unwrap();
+        sleep(&setup.queue);
         setup.queue.poll(|token, result| ended.push((token, result))).unwrap();
     }
     assert_eq!(ended, [(7, Err(Status::COMMAND_ABORTED_BY_HOST))], "after two resets");

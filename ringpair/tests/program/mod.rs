@@ -13,16 +13,20 @@ use tempfile::TempDir;
 /// How long anything may take before the test is sure that it hangs.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Runs it to its end.
-pub fn ringpair(arguments: &[&str]) -> Output {
-    let child = Command::new(env!("CARGO_BIN_EXE_ringpair"))
+/// Starts it, to be waited for.
+fn start(arguments: &[&str]) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_ringpair"))
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("it starts");
-    child.wait_with_output().expect("it ends")
+        .expect("it starts")
+}
+
+/// Runs it to its end.
+pub fn ringpair(arguments: &[&str]) -> Output {
+    start(arguments).wait_with_output().expect("it ends")
 }
 
 /// Runs it, kills it after a while, and says whether it was still running then.
@@ -33,16 +37,10 @@ pub fn kill_after(delay: Duration, arguments: &[&str]) -> bool {
 
 /// Runs it, sends it a signal as soon as it may come, and waits for its end.
 pub fn signal_when(ready: impl Fn() -> bool, signal: Signal, arguments: &[&str]) -> Output {
-    let child = Command::new(env!("CARGO_BIN_EXE_ringpair"))
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("it starts");
-    let start = Instant::now();
+    let child = start(arguments);
+    let begun = Instant::now();
     while !ready() {
-        assert!(start.elapsed() < PATIENCE, "{arguments:?}: never ready for {signal:?}");
+        assert!(begun.elapsed() < PATIENCE, "{arguments:?}: never ready for {signal:?}");
         std::thread::sleep(Duration::from_millis(1));
     }
     // Until somebody has waited for it, the number is its own.
