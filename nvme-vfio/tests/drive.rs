@@ -2,9 +2,8 @@
 
 mod fake;
 
-use std::time::Instant;
-
-use block_core::{Disk, Operation, Queue, Request, RequestFlags, RequestResult, Segment, Submission};
+use block_core::contract::{Client, Memory};
+use block_core::{Disk, Operation, RequestFlags};
 use fake::Fake;
 use nvme_spec::NvmOpcode;
 use nvme_spec::nvm_command::ReadWrite;
@@ -21,26 +20,6 @@ fn drive(vectors: u32) -> std::sync::Arc<Drive> {
     });
     let options = Options { queues: 8, interrupts: true, ..Options::default() };
     Drive::new(Controller::open(fake.boxed(), options).unwrap()).unwrap()
-}
-
-/// Runs one request to its end.
-fn run(
-    queue: &mut dyn Queue,
-    operation: Operation,
-    (offset, len): (u64, u64),
-    segments: &[Segment],
-) -> RequestResult {
-    let request = Request { operation, offset, len, segments, flags: RequestFlags::NONE, token: 1 };
-    // SAFETY: the segments are the caller's data, which stays until this returns.
-    assert_eq!(unsafe { queue.submit(request) }, Submission::Pending);
-    queue.kick();
-    let mut completed = Vec::new();
-    let start = Instant::now();
-    while completed.is_empty() {
-        queue.poll(&mut completed);
-        assert!(start.elapsed().as_secs() < 20, "it hangs");
-    }
-    completed[0].result
 }
 
 #[test]
@@ -86,13 +65,15 @@ fn requests_are_cut_where_the_drive_wants_it() {
     });
     let drive = Drive::new(Controller::open(fake.boxed(), Options::default()).unwrap()).unwrap();
     let disk = drive.disk(1, false).unwrap();
-    let mut queue = disk.open_queue(4).unwrap();
-    let mut data = vec![0; 40 << 10];
+    let mut client = Client::new(&disk, 4);
+    let mut data = Memory::new(40 << 10, 0, 0);
     for (operation, opcode) in [(Operation::Read, NvmOpcode::READ), (Operation::Write, NvmOpcode::WRITE)] {
         fake.state().commands.clear();
-        let (offset, len) = (4096, data.len());
-        let segments = [Segment { base: data.as_mut_ptr(), len }];
-        assert_eq!(run(&mut *queue, operation, (offset, len as u64), &segments), Ok(()));
+        let (offset, len) = (4096, 40 << 10);
+        let segments = [data.segment()];
+        // SAFETY: the memory outlives the queue, and nothing is left in flight.
+        let submitted = unsafe { client.submit(operation, (offset, len), &segments, RequestFlags::NONE) };
+        assert_eq!(client.finish(submitted), Ok(()));
         let mut next = offset / 512;
         for command in &fake.state().commands {
             assert_eq!(command.opcode, opcode.0);
@@ -102,6 +83,6 @@ fn requests_are_cut_where_the_drive_wants_it() {
             assert!(blocks * 512 <= 16384 && next / 24 == (next + blocks - 1) / 24, "{next}+{blocks}");
             next += blocks;
         }
-        assert_eq!(next, (offset + len as u64) / 512, "all of it");
+        assert_eq!(next, (offset + len) / 512, "all of it");
     }
 }
