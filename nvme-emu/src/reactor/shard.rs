@@ -205,11 +205,12 @@ impl Shard {
             return self.fetch_admin(index);
         }
         let most = waiting.min(self.tuning.burst);
-        if self.sampler.is_some() {
-            return self.start_sampled(index, most, token, disks);
-        }
+        self.sampler.iter_mut().for_each(|sampler| sampler.doorbell(most));
         if self.hints {
             self.expect(index, SubmissionQueue::peek, disks);
+        }
+        if self.sampler.is_some() {
+            return self.start_sampled(index, most, token, disks);
         }
         let mut started = 0;
         while started < most && self.start_next(index, token, disks, &mut ()) {
@@ -222,10 +223,6 @@ impl Shard {
     #[cold]
     fn start_sampled(&mut self, index: usize, most: u32, token: u64, disks: &mut DiskQueues) -> usize {
         let Some(mut sampler) = self.sampler.take() else { return 0 };
-        sampler.doorbell(most);
-        if self.hints {
-            self.expect(index, SubmissionQueue::peek, disks);
-        }
         let mut started = 0;
         while started < most
             && if sampler.picks_next() {
