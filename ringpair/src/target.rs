@@ -3,6 +3,7 @@
 use crate::disk;
 use block_core::DiskSpec;
 use nvme_vfio::Options;
+use nvme_vfio::disk::open::take_timeout;
 use nvme_vfio::transport::vfio::{Interface, PciAddress};
 use std::fmt;
 use std::path::PathBuf;
@@ -20,8 +21,8 @@ pub enum Target {
         nsid: Option<u32>,
         /// `vfio=`: by which of the kernel's interfaces it is taken.
         interface: Option<Interface>,
-        /// `timeout=`, in seconds: how long an I/O command may take.
-        timeout: Option<u16>,
+        /// `timeout=`, whole seconds: how long an I/O command may take.
+        timeout: Option<Duration>,
     },
     /// A server that runs already.
     VfioUser {
@@ -30,7 +31,7 @@ pub enum Target {
         /// One of its namespaces.
         nsid: Option<u32>,
         /// `timeout=`, as above.
-        timeout: Option<u16>,
+        timeout: Option<Duration>,
     },
     /// A disk, for which a controller has to be started.
     Disk(String),
@@ -75,10 +76,8 @@ fn nvme(text: &str, mut spec: DiskSpec) -> Result<Target, String> {
 }
 
 /// The option `timeout=`, behind which there is no other left.
-fn only_timeout(mut spec: DiskSpec) -> Result<Option<u16>, String> {
-    let seconds = |text: &str| text.parse().ok().filter(|seconds| *seconds > 0);
-    let timeout = spec.take_parsed("timeout", "a number of seconds from 1 to 65535", seconds);
-    let timeout = timeout.map_err(|error| error.to_string())?;
+fn only_timeout(mut spec: DiskSpec) -> Result<Option<Duration>, String> {
+    let timeout = take_timeout(&mut spec).map_err(|error| error.to_string())?;
     spec.finish().map_err(|error| error.to_string())?;
     Ok(timeout)
 }
@@ -112,8 +111,8 @@ impl Target {
     /// The driver's options, with what the target says of them.
     pub fn apply(&self, options: Options) -> Options {
         match self {
-            Self::Nvme { timeout: Some(seconds), .. } | Self::VfioUser { timeout: Some(seconds), .. } => {
-                Options { io_timeout: Duration::from_secs((*seconds).into()), ..options }
+            Self::Nvme { timeout: Some(timeout), .. } | Self::VfioUser { timeout: Some(timeout), .. } => {
+                Options { io_timeout: *timeout, ..options }
             }
             _ => options,
         }
@@ -127,12 +126,12 @@ impl fmt::Display for Target {
                 write!(f, "nvme://{address}")?;
                 nsid.iter().try_for_each(|nsid| write!(f, "/{nsid}"))?;
                 interface.iter().try_for_each(|interface| write!(f, ",vfio={interface}"))?;
-                timeout.iter().try_for_each(|seconds| write!(f, ",timeout={seconds}"))
+                timeout.iter().try_for_each(|timeout| write!(f, ",timeout={}", timeout.as_secs()))
             }
             Self::VfioUser { socket, nsid, timeout } => {
                 write!(f, "vfio-user:{}", socket.display())?;
                 nsid.iter().try_for_each(|nsid| write!(f, "/{nsid}"))?;
-                timeout.iter().try_for_each(|seconds| write!(f, ",timeout={seconds}"))
+                timeout.iter().try_for_each(|timeout| write!(f, ",timeout={}", timeout.as_secs()))
             }
             Self::Disk(disk) => f.write_str(disk),
         }
@@ -163,7 +162,8 @@ mod tests {
             assert_eq!(text.parse(), Ok(whole.clone()), "{text}");
         }
         let interface = Some(Interface::Cdev);
-        let expected = Target::Nvme { address, nsid: Some(2), interface, timeout: Some(5) };
+        let expected =
+            Target::Nvme { address, nsid: Some(2), interface, timeout: Some(Duration::from_secs(5)) };
         assert_eq!("nvme://0000:01:00.0/2,vfio=cdev,timeout=5".parse(), Ok(expected.clone()));
         assert_eq!(expected.apply(Options::default()).io_timeout, Duration::from_secs(5));
     }

@@ -88,11 +88,6 @@ impl Capacity {
     }
 }
 
-/// Bytes as text.
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 impl NvmeDisk {
     pub(super) fn new(drive: Arc<Drive>, namespace: Arc<DiskNamespace>, read_only: bool) -> Self {
         Self { drive, namespace, read_only, expected: Mutex::new(0) }
@@ -131,10 +126,10 @@ impl Disk for NvmeDisk {
         let (controller, namespace) =
             (self.drive.controller().identify(), self.namespace.namespace.identify());
         // Most drives have one of these, and the first is to be preferred (Base 2.0, "Unique Identifier").
-        let unique = |bytes: &[u8]| bytes.iter().any(|byte| *byte != 0).then(|| hex(bytes));
-        Some(match unique(&namespace.nguid).or_else(|| unique(&namespace.eui64)) {
-            Some(identifier) => identifier,
-            None => format!("{}/{}/{}", controller.mn, controller.sn, self.nsid()),
+        Some(match (u128::from_be_bytes(namespace.nguid), u64::from_be_bytes(namespace.eui64)) {
+            (0, 0) => format!("{}/{}/{}", controller.mn, controller.sn, self.nsid()),
+            (0, eui64) => format!("{eui64:016x}"),
+            (nguid, _) => format!("{nguid:032x}"),
         })
     }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use block_core::{DiskSpec, OpenError, Registry};
+use block_core::{DiskSpec, OpenError, Registry, SpecError};
 
 use super::drive::Drive;
 use super::namespace::NvmeDisk;
@@ -106,18 +106,31 @@ struct Settings {
     vfio: Interface,
 }
 
+/// A number that is not 0.
+fn number(text: &str) -> Option<u16> {
+    text.parse().ok().filter(|number| *number > 0)
+}
+
+/// Takes the option `timeout=`: how long a command may take.
+///
+/// # Errors
+///
+/// It is no number of seconds.
+pub fn take_timeout(spec: &mut DiskSpec) -> Result<Option<Duration>, SpecError> {
+    spec.take_parsed("timeout", "a number of seconds from 1 to 65535", |text| {
+        number(text).map(|seconds| Duration::from_secs(seconds.into()))
+    })
+}
+
 impl Choices {
     fn take(spec: &mut DiskSpec) -> Result<Self, OpenError> {
-        let number = |text: &str| text.parse().ok().filter(|number: &u16| *number > 0);
         let queues = spec.take_parsed("queues", "a number of queue pairs from 1 to 65534", |text| {
             number(text).filter(|queues| *queues < u16::MAX)
         })?;
         let depth = spec.take_parsed("depth", "a number of commands from 1 to 65534", |text| {
             number(text).filter(|depth| *depth < u16::MAX)
         })?;
-        let timeout = spec.take_parsed("timeout", "a number of seconds from 1 to 65535", |text| {
-            number(text).map(|seconds| Duration::from_secs(seconds.into()))
-        })?;
+        let timeout = take_timeout(spec)?;
         let poll_always = spec.take_word("poll", &[("adaptive", false), ("always", true)])?;
         Ok(Self { queues, depth, timeout, poll_always, vfio: None })
     }
