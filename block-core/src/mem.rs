@@ -229,7 +229,7 @@ impl Queue for MemQueue {
     }
 
     #[inline]
-    fn expect(&self, operation: Operation, offset: u64, len: u64) {
+    fn hint(&self, operation: Operation, offset: u64, len: u64) {
         if operation == Operation::Write && self.outgrows_caches {
             return;
         }

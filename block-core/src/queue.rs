@@ -45,11 +45,11 @@ pub trait Queue {
     /// Says that a request of this operation and range will be among the next ones, so that what it touches can be on
     /// its way while others are worked on, or while it is looked into itself. No more than a hint: any range is safe to
     /// pass, and nothing has to come of it. Whoever asks [`Queue::takes_hints`] once can leave it be.
-    fn expect(&self, operation: Operation, offset: u64, len: u64) {
+    fn hint(&self, operation: Operation, offset: u64, len: u64) {
         let _ = (operation, offset, len);
     }
 
-    /// Whether [`Queue::expect`] does anything.
+    /// Whether [`Queue::hint`] does anything.
     fn takes_hints(&self) -> bool {
         false
     }

@@ -62,12 +62,12 @@ impl DiskQueues {
         self.queues[disk].takes_hints
     }
 
-    /// As [`Queue::expect`].
+    /// As [`Queue::hint`].
     #[inline]
-    pub(crate) fn expect(&self, disk: usize, operation: Operation, offset: u64, len: u64) {
+    pub(crate) fn hint(&self, disk: usize, operation: Operation, offset: u64, len: u64) {
         let queue = &self.queues[disk];
         if queue.takes_hints {
-            queue.queue.expect(operation, offset, len);
+            queue.queue.hint(operation, offset, len);
         }
     }
 

@@ -207,7 +207,7 @@ impl Shard {
         let most = waiting.min(self.tuning.burst);
         self.sampler.iter_mut().for_each(|sampler| sampler.doorbell(most));
         if self.hints {
-            self.expect(index, SubmissionQueue::peek, disks);
+            self.hint(index, SubmissionQueue::peek, disks);
         }
         if self.sampler.is_some() {
             return self.start_sampled(index, most, token, disks);
@@ -274,7 +274,7 @@ impl Shard {
             stamps.forget();
         }
         if self.hints {
-            self.expect(index, SubmissionQueue::peek_behind, disks);
+            self.hint(index, SubmissionQueue::peek_behind, disks);
         }
         match planned {
             Ok(Plan::One(prepared)) => self.start_one(index, &sqe, prepared, token, disks, stamps),
@@ -300,7 +300,7 @@ impl Shard {
     /// that is validated, of each of the others while the one before it is worked on. Most disks do not want to know, and
     /// are spared having this in their way.
     #[inline(never)]
-    fn expect(
+    fn hint(
         &self,
         index: usize,
         peek: impl Fn(&SubmissionQueue) -> Option<SubmissionQueueEntry>,
@@ -314,7 +314,7 @@ impl Shard {
         };
         if let Some(Some(view)) = self.context.namespaces.get((sqe.nsid as usize).wrapping_sub(1)) {
             let blocks = sqe.dwords::<ReadWrite>().number_of_logical_blocks();
-            disks.expect(view.disk, operation, slba(&sqe) << view.shift, u64::from(blocks) << view.shift);
+            disks.hint(view.disk, operation, slba(&sqe) << view.shift, u64::from(blocks) << view.shift);
         }
     }
 

@@ -109,7 +109,7 @@ impl Queue for GateQueue {
         Submission::Pending
     }
 
-    fn expect(&self, operation: Operation, offset: u64, len: u64) {
+    fn hint(&self, operation: Operation, offset: u64, len: u64) {
         self.state.lock().unwrap().expected.push((operation, offset, len));
     }
 
